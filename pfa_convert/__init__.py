@@ -1,0 +1,17 @@
+"""pfa-convert: product feedback alignment and its relatives for any torchvision or timm model."""
+
+from pfa_convert.alignment import alignment, gradient_angles
+from pfa_convert.convert import convert, revert, strip_feedback
+from pfa_convert.errors import UserError
+from pfa_convert.graph.report import ConversionReport
+
+__version__ = "0.1.0"
+__all__ = [
+    "ConversionReport",
+    "UserError",
+    "alignment",
+    "convert",
+    "gradient_angles",
+    "revert",
+    "strip_feedback",
+]

@@ -1,0 +1,169 @@
+"""From a model to the converted model, and back: the story from top to bottom."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfa_convert.errors import UserError
+from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.graph.discover import discover
+from pfa_convert.graph.layers import FEEDBACK_ATTRIBUTE, stock_layer
+from pfa_convert.graph.overrides import Decision, decide
+from pfa_convert.graph.report import ConversionReport, SiteReport
+from pfa_convert.graph.rewrite import feedback_path, restore, rewrite_layer, rewrite_owner
+from pfa_convert.rules.base import Draw
+
+
+def convert(
+    model: nn.Module,
+    rule: str = "pfa",
+    *,
+    options: Mapping[str, Any] | None = None,
+    overrides: Iterable[Mapping[str, Any]] = (),
+    seed: int = 0,
+    inplace: bool = False,
+    reinit: str | None = None,
+) -> Any:
+    """Return the model with the error of every linear map and convolution sent through feedback weights.
+
+    The forward is unchanged to the last bit; parameters keep their names, and a plain checkpoint loads.
+
+    Args:
+        model: any module; its own forwards are traced by torch.fx, one module at a time.
+        rule: the rule of every site that no override matches, such as `pfa` or `fa`.
+        options: the rule's options, such as `{"expansion": 10}`.
+        overrides: for some layers another rule or other options, the first match wins:
+            `{"match": "layer4.*", "rule": "bp"}` (a glob, or `re:` and a regular expression), or
+            `{"type": "Conv2d", "kernel_size": 1, "rule": "usf"}`.
+        seed: what the feedback weights are drawn from, together with each weight's name.
+        inplace: convert the given model itself, not a copy.
+        reinit: `xavier_uniform` draws the weights anew as the paper does; None keeps them.
+
+    Returns:
+        The converted model; its attribute `conversion` is the ConversionReport.
+
+    Raises:
+        UserError: for an unknown rule or option, an override that matches nothing, or a model that is
+            converted already.
+    """
+    if hasattr(model, "conversion"):
+        raise UserError("the model is converted already; revert it first")
+    options, overrides = dict(options or {}), list(overrides)
+    converted = model if inplace else copy.deepcopy(model)
+
+    with torch.random.fork_rng(devices=[]):
+        found = discover(converted)
+    sites = list(found.sites.values())
+    decisions = decide(converted, sites, rule, options, overrides)
+    if reinit is not None:
+        reinitialise(converted, decisions, reinit, seed)
+
+    added = attach_feedback(converted, decisions, seed)
+    for name, graphs in found.graphs.items():
+        rewrite_owner(converted.get_submodule(name), graphs)
+    for site in sites:
+        layer = converted.get_submodule(site.owner)
+        if stock_layer(layer) is not None and hasattr(layer, FEEDBACK_ATTRIBUTE.format(parameter="weight")):
+            rewrite_layer(layer)
+
+    settings = {"rule": rule, "options": options, "overrides": overrides, "seed": seed, "reinit": reinit}
+    converted.conversion = ConversionReport(  # type: ignore[assignment]
+        tuple(_site_report(decision, added) for decision in decisions),
+        tuple(found.unconverted.values()),
+        seed,
+        settings,
+    )
+    return converted
+
+
+def attach_feedback(model: nn.Module, decisions: Iterable[Decision], seed: int) -> dict[str, int]:
+    """Put each weight's feedback state beside it; return the number of its elements by weight name.
+
+    A weight that is used or named more than once gets one state, drawn for its first name.
+    """
+    attached: dict[Tensor, FeedbackWeight] = {}
+    added = {}
+    for decision in decisions:
+        site = decision.site
+        pathway = decision.rule.pathway(site.layout)
+        if pathway is None:
+            added.setdefault(site.weight, 0)
+            continue
+        weight = model.get_parameter(site.weight)
+        if weight not in attached:
+            draw = Draw(_seed_of(seed, site.weight), weight)
+            attached[weight] = FeedbackWeight(pathway, decision.rule.initial_state(site.layout, draw))
+            added[site.weight] = sum(tensor.numel() for tensor in attached[weight].state())
+        holder, name = feedback_path(site.weight)
+        model.get_submodule(holder).add_module(name, attached[weight])
+        added.setdefault(site.weight, 0)
+    return added
+
+
+def reinitialise(model: nn.Module, decisions: Iterable[Decision], how: str, seed: int) -> None:
+    """Draw every site's weight from Xavier's uniform distribution and set its layer's bias to 0."""
+    if how != "xavier_uniform":
+        raise UserError(f"unknown initialiser {how!r}", given=how, choices=["xavier_uniform"])
+    for decision in decisions:
+        site = decision.site
+        weight = model.get_parameter(site.weight)
+        if weight.is_meta:
+            continue
+        draw = Draw(_seed_of(seed, f"{site.weight} itself"), weight)
+        holder = model.get_submodule(feedback_path(site.weight)[0])
+        bias = getattr(holder, "bias", None)
+        with torch.no_grad():
+            weight.copy_(draw.uniform(site.layout.shape, site.layout.xavier_std))
+            if isinstance(bias, Tensor):
+                bias.zero_()
+
+
+def revert(converted: nn.Module, *, inplace: bool = False) -> Any:
+    """Return the ordinary model with the trained weights: the classes, forwards and keys of before."""
+    if not hasattr(converted, "conversion"):
+        raise UserError("the model is not a converted one: it has no attribute 'conversion'")
+    plain = converted if inplace else copy.deepcopy(converted)
+    del plain.conversion
+    for module in list(plain.modules()):
+        restore(module)
+    return plain
+
+
+def strip_feedback(converted: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of the plain model, given a converted model or its state dict."""
+    state = converted.state_dict() if isinstance(converted, nn.Module) else converted
+    marker = FEEDBACK_ATTRIBUTE.format(parameter="")
+    return OrderedDict(
+        (key, value)
+        for key, value in state.items()
+        if not any(part.startswith(marker) for part in key.split(".")[:-1])
+    )
+
+
+def _site_report(decision: Decision, added: Mapping[str, int]) -> SiteReport:
+    site, rule = decision.site, decision.rule
+    return SiteReport(
+        name=site.name,
+        kind=site.kind,
+        weight=site.weight,
+        owner=site.owner,
+        weight_shape=site.weight_shape,
+        rule=rule.name,
+        options=rule.model_dump(exclude={"strategy"}),
+        strategy=rule.strategy or rule.strategies[0],
+        reason=decision.reason,
+        feedback_elements=added[site.weight],
+    )
+
+
+def _seed_of(seed: int, name: str) -> int:
+    """Return a seed of its own for each weight, so that one layer's rule does not change another's draw."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,99 @@
+"""`linear` and `convolution` with a feedback weight, called as torch.nn.functional's are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pfa_convert.feedback.operations import Convolution, Linear
+from pfa_convert.feedback.primitive import apply_feedback
+from pfa_convert.feedback.weight import FeedbackWeight
+
+_LINEAR = Linear()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, feedback: FeedbackWeight) -> Tensor:
+    """Return `functional.linear(x, weight, bias)`; the error goes back through `feedback`."""
+    return apply_feedback(_LINEAR, feedback.pathway, x, weight, bias, feedback.state())
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    feedback: FeedbackWeight,
+) -> Tensor:
+    """Return `functional.convNd(x, weight, ...)`; the error goes back through `feedback`.
+
+    The number of dimensions is the weight's. Padding `'same'` of an even kernel pads the input
+    unevenly before the convolution, as PyTorch does.
+    """
+    dimensions = weight.dim() - 2
+    stride, dilation = _each(stride, dimensions), _each(dilation, dimensions)
+    if isinstance(padding, str):
+        x, padding = _named_padding(x, padding, tuple(weight.shape[2:]), dilation)
+    operation = Convolution(stride, _each(padding, dimensions), dilation, groups)
+    return apply_feedback(operation, feedback.pathway, x, weight, bias, feedback.state())
+
+
+def transposed_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    feedback: FeedbackWeight,
+) -> Tensor:
+    """Return `functional.conv_transposeNd(x, weight, ...)`; the error goes back through `feedback`."""
+    dimensions = weight.dim() - 2
+    operation = Convolution(
+        _each(stride, dimensions),
+        _each(padding, dimensions),
+        _each(dilation, dimensions),
+        groups,
+        transposed=True,
+        output_padding=_each(output_padding, dimensions),
+    )
+    return apply_feedback(operation, feedback.pathway, x, weight, bias, feedback.state())
+
+
+FEEDBACK_CALLS: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    functional.linear: linear,
+    torch.conv1d: convolution,
+    torch.conv2d: convolution,
+    torch.conv3d: convolution,
+    torch.conv_transpose1d: transposed_convolution,
+    torch.conv_transpose2d: transposed_convolution,
+    torch.conv_transpose3d: transposed_convolution,
+}
+"""For each of PyTorch's calls that apply a weight, the one with a feedback weight."""
+
+
+def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dimensions if len(values) == 1 else values
+
+
+def _named_padding(
+    x: Tensor, padding: str, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...]]:
+    if padding == "valid":
+        return x, (0,) * len(kernel)
+    totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if any(total % 2 for total in totals):
+        uneven = [side for total in reversed(totals) for side in (0, total % 2)]
+        x = functional.pad(x, uneven)
+    return x, tuple(total // 2 for total in totals)

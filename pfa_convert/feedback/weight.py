@@ -1,0 +1,54 @@
+"""The module that holds one weight's feedback state beside it in the converted model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfa_convert.feedback.pathway import Pathway
+
+
+class FeedbackWeight(nn.Module):
+    """The feedback state of one forward weight, and the pathway that reads it.
+
+    Fixed tensors (`B`, masks) are buffers, plastic ones (`R`) Parameters. A plain checkpoint, which has
+    none of them, loads strictly all the same: the state then stays as it is.
+    """
+
+    pathway: Pathway
+
+    def __init__(self, pathway: Pathway, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.adopt(pathway, state)
+
+    def adopt(self, pathway: Pathway, state: Mapping[str, Tensor]) -> None:
+        """Replace pathway and state; the keys of `state` are the pathway's names."""
+        for name in [*self._parameters, *self._buffers]:
+            delattr(self, name)
+        self.pathway = pathway
+        for name in pathway.names:
+            if name in pathway.plastic:
+                self.register_parameter(name, nn.Parameter(state[name]))
+            else:
+                self.register_buffer(name, state[name])
+
+    def state(self) -> tuple[Tensor, ...]:
+        """Return the state tensors in the pathway's order."""
+        return tuple(getattr(self, name) for name in self.pathway.names)
+
+    @torch.no_grad()
+    def feedback_weight(self, W: Tensor) -> Tensor:
+        """Return the present `F`, of the shape of `W`."""
+        return self.pathway.feedback_weight(W, *self.state())
+
+    def extra_repr(self) -> str:
+        """Show the pathway and its state's shapes."""
+        shapes = ", ".join(f"{name}={tuple(getattr(self, name).shape)}" for name in self.pathway.names)
+        return f"{type(self.pathway).__name__}, {shapes}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if any(key.startswith(prefix) for key in state_dict):
+            super()._load_from_state_dict(state_dict, prefix, *args)

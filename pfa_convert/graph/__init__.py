@@ -1,0 +1,1 @@
+"""Finding the sites of a model, rewriting them, and reporting what was done."""

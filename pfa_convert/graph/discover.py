@@ -1,0 +1,183 @@
+"""Finding every use of a learned weight in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from pfa_convert.feedback.functional import FEEDBACK_CALLS, transposed_convolution
+from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.graph.layers import layout_of, stock_layer
+from pfa_convert.graph.sites import Site, Unconverted, site_name
+from pfa_convert.graph.trace import Call, Untraceable, call_of, is_weight, trace_forward
+
+
+@dataclass
+class Discovery:
+    """What a walk through a model found.
+
+    `sites` in the order of execution, `unconverted` with reasons, and the `graphs` of the modules whose
+    own forward applies a weight, by module name and call.
+    """
+
+    sites: dict[tuple[str, str], Site] = field(default_factory=dict)
+    unconverted: dict[str, Unconverted] = field(default_factory=dict)
+    graphs: dict[str, dict[Call, fx.Graph]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """A node of a module's graph that applies a learned weight.
+
+    `source` is the node that reads the Parameter; `weight` the node that is applied, the same one
+    unless the forward computes an effective weight. `leaf_function` is set where the node calls a
+    function that is not traced and that may apply the weight inside.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    weight: fx.Node
+    leaf_function: bool = False
+
+
+def discover(model: nn.Module) -> Discovery:
+    """Walk through the model in training and in evaluation mode and collect the uses of weights."""
+    return _Walk(model).found
+
+
+def weight_uses(owner: nn.Module, graph: fx.Graph) -> Iterator[WeightUse]:
+    """Yield the uses of learned weights among the nodes of a module's own forward."""
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in FEEDBACK_CALLS:
+            weight = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
+            source = _raw_weight(owner, weight) if isinstance(weight, fx.Node) else None
+            if source is not None:
+                yield WeightUse(node, source, weight)
+        elif isinstance(node.target, FunctionType):
+            for source in node.all_input_nodes:
+                if _is_layer_weight(owner, source):
+                    yield WeightUse(node, source, source, leaf_function=True)
+
+
+def parameter(owner: nn.Module, node: fx.Node) -> Any:
+    """Return what a get_attr node reads."""
+    value: Any = owner
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value
+
+
+class _Walk:
+    def __init__(self, model: nn.Module) -> None:
+        self.found = Discovery()
+        self._names = {module: name for name, module in model.named_modules()}
+        self._with_weights = {
+            module for module in self._names if any(is_weight(p) for p in module.parameters())
+        }
+        self._visited: set[tuple[nn.Module, Call]] = set()
+        for training in (True, False):
+            self._default_visit(model, training)
+
+    def _default_visit(self, module: nn.Module, training: bool) -> None:
+        call, _ = call_of(module, (), {})
+        self._visit(module, Call(training, call.options))
+
+    def _visit(self, module: nn.Module, call: Call) -> None:
+        if module not in self._with_weights or (module, call) in self._visited:
+            return
+        self._visited.add((module, call))
+        if stock_layer(module) is not None:
+            self._visit_layer(module)
+        elif isinstance(module, nn.ModuleList | nn.ModuleDict):
+            self._visit_children(module, call.training)
+        else:
+            self._visit_graph(module, call)
+
+    def _visit_layer(self, module: nn.Module) -> None:
+        name = self._names[module]
+        weight = module._parameters.get("weight")
+        if isinstance(weight, UninitializedTensorMixin):
+            self._leave(name, module, (), "lazily built: run one batch through the model, then convert")
+        elif weight is None:
+            self._leave(name, module, (), "its weight is computed by a parametrization or a hook")
+        else:
+            path = f"{name}.weight" if name else "weight"
+            kind = (stock_layer(module) or type(module)).__name__
+            self._add(Site(site_name(path), kind, path, name, layout_of(module)))
+
+    def _visit_graph(self, module: nn.Module, call: Call) -> None:
+        name = self._names[module]
+        try:
+            graph = trace_forward(module, call)
+        except Untraceable as reason:
+            for own, weight in module.named_parameters(recurse=False):
+                if is_weight(weight):
+                    path = f"{name}.{own}" if name else own
+                    self._leave(path, module, tuple(weight.shape), str(reason))
+            self._visit_children(module, call.training)
+            return
+        uses = {use.node: use for use in weight_uses(module, graph)}
+        if uses:
+            self.found.graphs.setdefault(name, {})[call] = graph
+        for node in graph.nodes:
+            if node in uses:
+                self._add(self._functional_site(name, module, uses[node]))
+            elif node.op == "call_module":
+                child = module.get_submodule(str(node.target))
+                child_call, _ = call_of(child, node.args, node.kwargs)
+                self._visit(child, Call(call.training, child_call.options))
+
+    def _visit_children(self, module: nn.Module, training: bool) -> None:
+        for child in module.children():
+            self._default_visit(child, training)
+
+    def _functional_site(self, owner_name: str, owner: nn.Module, use: WeightUse) -> Site:
+        path = f"{owner_name}.{use.source.target}" if owner_name else str(use.source.target)
+        kind = f"{getattr(use.node.target, '__name__', 'function')}()"
+        return Site(site_name(path), kind, path, owner_name, _functional_layout(owner, use))
+
+    def _add(self, site: Site) -> None:
+        self.found.sites.setdefault((site.weight, site.owner), site)
+
+    def _leave(self, name: str, module: nn.Module, shape: tuple[int, ...], reason: str) -> None:
+        left = Unconverted(name, type(module).__name__, shape, reason)
+        self.found.unconverted.setdefault(name, left)
+
+
+def _functional_layout(owner: nn.Module, use: WeightUse) -> WeightLayout:
+    weight = parameter(owner, use.source)
+    holder = owner.get_submodule(str(use.source.target).rpartition(".")[0])
+    if use.leaf_function:
+        return layout_of(holder)
+    transposed = FEEDBACK_CALLS.get(use.node.target) is transposed_convolution  # type: ignore[arg-type]
+    args = use.node.args
+    groups = use.node.kwargs.get("groups", args[6] if len(args) > 6 else 1)
+    return WeightLayout(tuple(weight.shape), groups if isinstance(groups, int) else 1, transposed)
+
+
+def _is_layer_weight(owner: nn.Module, node: fx.Node) -> bool:
+    if node.op != "get_attr" or not str(node.target).endswith(".weight"):
+        return False
+    holder = owner.get_submodule(str(node.target).rpartition(".")[0])
+    return stock_layer(holder) is not None
+
+
+def _raw_weight(owner: nn.Module, node: fx.Node) -> fx.Node | None:
+    """Return the node that reads the Parameter which an applied weight is computed from, the largest."""
+    candidates, stack, seen = [], [node], {node}
+    while stack:
+        current = stack.pop()
+        if current.op == "get_attr" and is_weight(parameter(owner, current)):
+            candidates.append(current)
+        if current.op in ("call_function", "call_method"):
+            fresh = [n for n in current.all_input_nodes if n not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+    return max(candidates, key=lambda n: parameter(owner, n).numel(), default=None)

@@ -1,0 +1,80 @@
+"""PyTorch's own layers that apply a learned weight, and their forwards with a feedback weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pfa_convert.feedback.functional import convolution, linear, transposed_convolution
+from pfa_convert.feedback.layout import WeightLayout
+
+FEEDBACK_ATTRIBUTE = "feedback_of_{parameter}"
+"""The submodule that holds a parameter's feedback state, in the module that holds the parameter."""
+
+
+def stock_layer(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class of PyTorch whose forward the module runs, if it is one that applies a weight."""
+    for layer in STOCK_FORWARDS:
+        if isinstance(module, layer) and type(module).forward is layer.forward:
+            return layer
+    return None
+
+
+def layout_of(module: nn.Module) -> WeightLayout:
+    """Return the layout of the weight of one of PyTorch's layers."""
+    weight: Any = module.weight
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    return WeightLayout(tuple(weight.shape), int(getattr(module, "groups", 1)), transposed)
+
+
+def _linear(self: Any, input: Tensor) -> Tensor:
+    return linear(input, self.weight, self.bias, feedback=self.feedback_of_weight)
+
+
+def _convolution(self: Any, input: Tensor) -> Tensor:
+    padding = self.padding
+    if self.padding_mode != "zeros":
+        input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        padding = 0
+    return convolution(
+        input,
+        self.weight,
+        self.bias,
+        self.stride,
+        padding,
+        self.dilation,
+        self.groups,
+        feedback=self.feedback_of_weight,
+    )
+
+
+def _transposed_convolution(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    dimensions = len(self.kernel_size)
+    output_padding = self._output_padding(
+        input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
+    )
+    return transposed_convolution(
+        input,
+        self.weight,
+        self.bias,
+        self.stride,
+        self.padding,
+        output_padding,
+        self.groups,
+        self.dilation,
+        feedback=self.feedback_of_weight,
+    )
+
+
+STOCK_FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.ConvTranspose1d: _transposed_convolution,
+    nn.ConvTranspose2d: _transposed_convolution,
+    nn.ConvTranspose3d: _transposed_convolution,
+}

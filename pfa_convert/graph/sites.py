@@ -1,0 +1,44 @@
+"""What is found in a model: the uses of learned weights, and the places that had to be left alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pfa_convert.feedback.layout import WeightLayout
+
+
+@dataclass(frozen=True)
+class Site:
+    """A use of a learned weight in a linear map or a convolution.
+
+    `name` is the qualified name of the layer (or of the parameter, where no layer carries it), `owner`
+    that of the module whose forward applies the weight, `weight` that of the parameter; `kind` the
+    type of the layer, or of the function followed by `()`.
+    """
+
+    name: str
+    kind: str
+    weight: str
+    owner: str
+    layout: WeightLayout
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the forward weight."""
+        return self.layout.shape
+
+
+@dataclass(frozen=True)
+class Unconverted:
+    """A learned weight that no site accounts for, or a module that could not be looked into."""
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    reason: str
+    rule: None = None
+
+
+def site_name(weight: str) -> str:
+    """Return the name of the layer for `layer.weight`, and the parameter's own for any other."""
+    return weight.removesuffix(".weight") if weight != "weight" else "weight"

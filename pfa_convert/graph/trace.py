@@ -1,0 +1,116 @@
+"""torch.fx tracing of one module's own forward, with its children as leaves.
+
+A model is traced module by module, from the root down, each with the arguments that its parent gives
+it. So a module that cannot be traced costs only itself: the modules inside it are traced all the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+
+TENSOR = "<traced>"
+"""Stands for an argument that is traced, in the place of one that is baked into the graph."""
+
+BAKED_TYPES = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a module is called: in which mode, and with which value for each argument that has a default.
+
+    torch.fx cannot follow control flow that depends on a traced argument, such as `if mask is not None`;
+    so an optional argument that is given as a plain value, or not at all, is baked into the graph.
+    """
+
+    training: bool
+    options: tuple[Any, ...]
+
+
+@cache
+def parameters_of(forward: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """Return the parameters of an unbound forward method, self aside."""
+    return tuple(inspect.signature(forward).parameters.values())[1:]
+
+
+def call_of(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Call, list[Any]]:
+    """Return how the module is called by these arguments, and the arguments in order of its signature."""
+    values, options = [], []
+    for index, parameter in enumerate(parameters_of(plain_forward(module))):
+        given = index < len(args)
+        value = args[index] if given else kwargs.get(parameter.name, parameter.default)
+        values.append(value)
+        if parameter.default is not inspect.Parameter.empty:
+            options.append(value if isinstance(value, BAKED_TYPES) else TENSOR)
+    return Call(module.training, tuple(options)), values
+
+
+def plain_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return the forward of the class that the user wrote, also after a rewrite."""
+    forward: Callable[..., Any] = getattr(type(module), "plain_class", type(module)).forward
+    return forward
+
+
+def trace_forward(module: nn.Module, call: Call) -> fx.Graph:
+    """Return the graph of the module's own forward when it is called like that.
+
+    Raises:
+        Untraceable: where the forward depends on values that are known only at run time.
+    """
+    parameters = parameters_of(plain_forward(module))
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise Untraceable("its forward takes any number of arguments")
+    optional = [p.name for p in parameters if p.default is not inspect.Parameter.empty]
+    baked = {name: value for name, value in zip(optional, call.options, strict=True) if value is not TENSOR}
+    was_training = module.training
+    module.training = call.training
+    try:
+        return _OwnForward().trace(module, concrete_args=baked or None)
+    except Exception as error:
+        raise Untraceable(_reason(error)) from error
+    finally:
+        module.training = was_training
+
+
+class Untraceable(Exception):
+    """A forward that torch.fx cannot follow; the message says why."""
+
+
+class _OwnForward(fx.Tracer):
+    """Traces a module's own operations; every child module stays one node."""
+
+    trace_asserts = True
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=_leaf_functions(), param_shapes_constant=True)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+@cache
+def _leaf_functions() -> tuple[Callable[..., Any], ...]:
+    """Return the functions that timm keeps out of tracing, and those that compute paddings from shapes."""
+    from timm.layers import get_notrace_functions
+    from timm.layers.padding import pad_same
+
+    return (*(f for f in get_notrace_functions() if callable(f)), pad_same)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TraceError):
+        return "its forward depends on the values or shapes of its input"
+    text = " ".join(str(error).split())
+    return f"torch.fx: {type(error).__name__}: {text[:120]}"
+
+
+def is_weight(tensor: Any) -> bool:
+    """Say whether a tensor is a Parameter that a linear map or a convolution could apply."""
+    return isinstance(tensor, nn.Parameter) and isinstance(tensor, Tensor) and tensor.dim() >= 2

@@ -1,0 +1,39 @@
+"""Backpropagation, the control: the error travels through the forward weight itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.rules.base import RULES, Rule
+
+
+@RULES.register("bp")
+class Backpropagation(Rule):
+    """`F = W`. The operation is left as it is, so every bit is the plain model's.
+
+    With the strategy `explicit` the operation goes through the feedback primitive all the same, which
+    proves that a site is really rewritten.
+    """
+
+    name = "bp"
+    title = "backpropagation"
+    formula = "F = W"
+    source = "Rumelhart, Hinton & Williams 1986"
+    strategies = ("native", "explicit")
+
+    def pathway(self, layout: WeightLayout) -> Pathway | None:
+        """Return None, or the transporting pathway for the strategy `explicit`."""
+        return TransportPathway(layout) if self.strategy == "explicit" else None
+
+
+@dataclass(frozen=True)
+class TransportPathway(Pathway):
+    """The weight itself, carried over to the backward pass."""
+
+    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+        """Return `W`."""
+        return W

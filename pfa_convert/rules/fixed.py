@@ -1,0 +1,44 @@
+"""Feedback alignment: a fixed random feedback weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.rules.base import RULES, Draw, SparseRule
+
+
+@RULES.register("fa")
+class FeedbackAlignment(SparseRule):
+    """`F = F0`, drawn once from Xavier's uniform distribution for the weight's shape and never changed."""
+
+    name = "fa"
+    title = "feedback alignment"
+    formula = "F = F0"
+    source = "Lillicrap, Cownden, Tweed & Akerman 2016"
+
+    def pathway(self, layout: WeightLayout) -> Pathway:
+        """Return the pathway through `F0`."""
+        return FixedPathway(layout)
+
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
+        """Draw `F0`, and its mask if the feedback is sparse."""
+        F0 = draw.uniform(layout.shape, layout.xavier_std)
+        if self.feedback_density < 1:
+            F0 = F0 * draw.mask(layout.shape, self.feedback_density)
+        return {"F0": F0}
+
+
+@dataclass(frozen=True)
+class FixedPathway(Pathway):
+    """A feedback weight that never changes."""
+
+    names = ("F0",)
+
+    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+        """Return `F0`."""
+        (F0,) = state
+        return F0
