@@ -51,7 +51,7 @@ class FeedbackPass(torch.autograd.Function):
         """Compute the output and keep what the plain layer keeps; `F` is made in the backward pass."""
         ctx.operation, ctx.pathway = operation, pathway
         ctx.save_for_backward(x, W, *state)
-        return operation(x, W, b)
+        return _no_view(operation(x, W, b))
 
     @staticmethod
     def backward(ctx: Any, *deltas: Tensor) -> tuple[Any, ...]:
@@ -61,6 +61,18 @@ class FeedbackPass(torch.autograd.Function):
         needs = ctx.needs_input_grad[2:]
         gradients = ctx.pathway.backward(ctx.operation, deltas[0], x, W, tuple(state), needs)
         return None, None, *gradients
+
+
+def _no_view(y: Tensor) -> Tensor:
+    """Return the same memory as a tensor of its own.
+
+    PyTorch's linear returns a view of its result for inputs of three dimensions, and autograd forbids
+    in-place activations on a view that a custom function made.
+    """
+    if torch.compiler.is_compiling() or not y._is_view():
+        return y
+    unviewed: Tensor = torch.ops.aten._unsafe_view(y, y.shape)
+    return unviewed
 
 
 class PlasticTap(torch.autograd.Function):

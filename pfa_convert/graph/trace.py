@@ -86,13 +86,22 @@ class _OwnForward(fx.Tracer):
     """Traces a module's own operations; every child module stays one node."""
 
     trace_asserts = True
-    proxy_buffer_attributes = True
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=_leaf_functions(), param_shapes_constant=True)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Read buffers at run time too: one that is baked in would not follow the model to a device."""
+        if isinstance(attr_val, Tensor) and not isinstance(attr_val, nn.Parameter):
+            for name, buffer in self.root.named_buffers():
+                if buffer is attr_val:
+                    if name not in parameter_proxy_cache:
+                        parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+                    return parameter_proxy_cache[name]
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 @cache
