@@ -3,6 +3,7 @@
 from pfa_convert.alignment import alignment, gradient_angles
 from pfa_convert.convert import convert, revert, strip_feedback
 from pfa_convert.errors import UserError
+from pfa_convert.feedback.coupling import couple
 from pfa_convert.graph.report import ConversionReport
 
 __version__ = "0.1.0"
@@ -11,6 +12,7 @@ __all__ = [
     "UserError",
     "alignment",
     "convert",
+    "couple",
     "gradient_angles",
     "revert",
     "strip_feedback",

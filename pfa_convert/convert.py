@@ -89,7 +89,7 @@ def attach_feedback(model: nn.Module, decisions: Iterable[Decision], seed: int) 
     A weight that is used or named more than once gets one state, drawn for its first name.
     """
     attached: dict[Tensor, FeedbackWeight] = {}
-    added = {}
+    added: dict[str, int] = {}
     for decision in decisions:
         site = decision.site
         pathway = decision.rule.pathway(site.layout)
@@ -99,7 +99,9 @@ def attach_feedback(model: nn.Module, decisions: Iterable[Decision], seed: int) 
         weight = model.get_parameter(site.weight)
         if weight not in attached:
             draw = Draw(_seed_of(seed, site.weight), weight)
-            attached[weight] = FeedbackWeight(pathway, decision.rule.initial_state(site.layout, draw))
+            state = decision.rule.initial_state(site.layout, draw)
+            parameter = site.weight.rpartition(".")[2]
+            attached[weight] = FeedbackWeight(pathway, state, parameter, decision.rule.kept_strategy)
             added[site.weight] = sum(tensor.numel() for tensor in attached[weight].state())
         holder, name = feedback_path(site.weight)
         model.get_submodule(holder).add_module(name, attached[weight])

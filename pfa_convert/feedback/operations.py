@@ -92,10 +92,10 @@ class Convolution:
     def to_middle(self, delta: Tensor, B: Tensor) -> Tensor:
         """Return `(batch, N_mid, *positions)`: `B^T` applied at every position, group by group."""
         channels = delta.dim() - len(self.stride) - 1
-        grouped = delta.unflatten(channels, (B.shape[0], B.shape[1]))
-        grouped = grouped.movedim((channels, channels + 1), (-2, -1))
-        middle = torch.matmul(grouped.unsqueeze(-2), B).squeeze(-2)
-        return middle.movedim((-2, -1), (channels, channels + 1)).flatten(channels, channels + 1)
+        positions = delta.shape[channels + 1 :]
+        grouped = delta.reshape(-1, B.shape[0], B.shape[1], positions.numel())
+        middle = torch.matmul(B.transpose(1, 2), grouped)
+        return middle.reshape(*delta.shape[:channels], -1, *positions)
 
 
 _FORWARD = (functional.conv1d, functional.conv2d, functional.conv3d)

@@ -33,6 +33,10 @@ class Pathway:
         """Return the gradient of each state tensor, given `dL/dW`; None for what is not plastic."""
         return (None,) * len(state)
 
+    def collapse(self, W: Tensor, *state: Tensor) -> tuple[Pathway, State]:
+        """Return the closed form of this plastic pathway under SGD, and its state for the present `W`."""
+        raise NotImplementedError
+
     def backward(
         self, operation: Operation, delta: Tensor, x: Tensor, W: Tensor, state: State, needs: tuple[bool, ...]
     ) -> tuple[Tensor | None, ...]:

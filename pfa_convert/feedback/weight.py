@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pfa_convert.feedback.pathway import Pathway
 
@@ -14,14 +16,26 @@ from pfa_convert.feedback.pathway import Pathway
 class FeedbackWeight(nn.Module):
     """The feedback state of one forward weight, and the pathway that reads it.
 
+    `parameter_name` is the weight's name in the module beside it; `strategy` is set where one was asked
+    for by name; `optimizer` refers to the one that the state is coupled to.
+
     Fixed tensors (`B`, masks) are buffers, plastic ones (`R`) Parameters. A plain checkpoint, which has
     none of them, loads strictly all the same: the state then stays as it is.
     """
 
     pathway: Pathway
 
-    def __init__(self, pathway: Pathway, state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        pathway: Pathway,
+        state: Mapping[str, Tensor],
+        parameter_name: str = "weight",
+        strategy: str | None = None,
+    ) -> None:
         super().__init__()
+        self.parameter_name = parameter_name
+        self.strategy = strategy
+        self.optimizer: weakref.ref[Optimizer] | None = None
         self.adopt(pathway, state)
 
     def adopt(self, pathway: Pathway, state: Mapping[str, Tensor]) -> None:

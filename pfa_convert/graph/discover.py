@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import Any
 
 from torch import fx, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 from pfa_convert.feedback.functional import FEEDBACK_CALLS, transposed_convolution
 from pfa_convert.feedback.layout import WeightLayout
@@ -103,7 +103,7 @@ class _Walk:
     def _visit_layer(self, module: nn.Module) -> None:
         name = self._names[module]
         weight = module._parameters.get("weight")
-        if isinstance(weight, UninitializedTensorMixin):
+        if isinstance(weight, UninitializedParameter):
             self._leave(name, module, (), "lazily built: run one batch through the model, then convert")
         elif weight is None:
             self._leave(name, module, (), "its weight is computed by a parametrization or a hook")

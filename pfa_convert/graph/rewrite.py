@@ -25,13 +25,13 @@ def rewrite_layer(layer: nn.Module) -> None:
     """Give one of PyTorch's layers the forward that uses its feedback weight."""
     stock = stock_layer(layer)
     if stock is not None and not hasattr(type(layer), "plain_class"):
-        layer.__class__ = _subclass(type(layer), STOCK_FORWARDS[stock])
+        layer.__class__ = _subclass(type(layer), STOCK_FORWARDS[stock])  # type: ignore[arg-type]
 
 
 def rewrite_owner(owner: nn.Module, graphs: dict[Call, fx.Graph]) -> None:
     """Give a module that applies weights itself the rewritten graphs as its forward, one per call."""
     forwards = {call: _rewritten(owner, graph) for call, graph in graphs.items()}
-    owner.__class__ = _subclass(type(owner), _forward_by_call)
+    owner.__class__ = _subclass(type(owner), _forward_by_call)  # type: ignore[arg-type]
     owner._rewritten_forwards = forwards  # type: ignore[assignment]
 
 
@@ -151,7 +151,7 @@ def _weight_function(
     """Return the computation along the path as a function of the raw weight and of other nodes."""
     copied = fx.Graph()
     images = {use.source: copied.placeholder("V")}
-    others = []
+    others: list[fx.Node] = []
     for node in path:
         for outside in node.all_input_nodes:
             if outside not in images:

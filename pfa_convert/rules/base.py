@@ -34,6 +34,11 @@ class Rule(BaseModel):
 
     strategy: str | None = Field(None, description="how the formula is computed; the rule's first by default")
 
+    @property
+    def kept_strategy(self) -> str | None:
+        """The strategy that coupling must keep, because it was asked for by name."""
+        return None if self.strategy == "collapsed" else self.strategy
+
     def pathway(self, layout: WeightLayout) -> Pathway | None:
         """Return the pathway for a weight of this layout; None leaves the plain operation alone."""
         raise NotImplementedError

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from pfa_convert.feedback.collapsed import CollapsedPathway, MaskedCollapsedPathway
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.feedback.pathway import Pathway, State
 from pfa_convert.rules.base import RULES, Draw, SparseRule
 
 
@@ -17,6 +19,7 @@ class KolenPollack(SparseRule):
 
     name = "kp"
     title = "Kolen-Pollack learning"
+    strategies = ("fused", "collapsed")
     formula = "dF = dW, with the same weight decay"
     source = "Kolen & Pollack 1994; Akrout, Wilson, Humphreys, Lillicrap & Tweed 2019"
 
@@ -37,8 +40,8 @@ class KolenPollack(SparseRule):
 class PlasticPathway(Pathway):
     """A feedback weight learned like the forward weight."""
 
-    names = ("F",)
-    plastic = frozenset({"F"})
+    names: ClassVar[tuple[str, ...]] = ("F",)
+    plastic: ClassVar[frozenset[str]] = frozenset({"F"})
 
     def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
         """Return `F`."""
@@ -48,14 +51,25 @@ class PlasticPathway(Pathway):
         """Return `dL/dW`."""
         return (grad_W.to(state[0].dtype),)
 
+    def collapse(self, W: Tensor, *state: Tensor) -> tuple[Pathway, State]:
+        """Return `F = W + s K`."""
+        pathway = CollapsedPathway(self.layout)
+        return pathway, pathway.start(W, state[0].detach())
+
 
 @dataclass(frozen=True)
 class MaskedPlasticPathway(PlasticPathway):
     """The same for the connections that exist."""
 
-    names = ("F", "mask")
+    names: ClassVar[tuple[str, ...]] = ("F", "mask")
 
     def state_gradients(self, grad_W: Tensor, *state: Tensor) -> tuple[Tensor | None, ...]:
         """Return `mask o dL/dW`."""
         F, mask = state
         return mask * grad_W.to(F.dtype), None
+
+    def collapse(self, W: Tensor, *state: Tensor) -> tuple[Pathway, State]:
+        """Return `F = M o W + s K`."""
+        F, mask = state
+        pathway = MaskedCollapsedPathway(self.layout)
+        return pathway, pathway.start(W, F.detach(), mask)

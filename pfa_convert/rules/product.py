@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pfa_convert.feedback.collapsed import CollapsedPathway, MaskedMixedPathway, mixed_pathway
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.operations import Needs, Operation
 from pfa_convert.feedback.pathway import Pathway, State
@@ -18,7 +20,7 @@ from pfa_convert.rules.base import RULES, Draw, SparseRule
 class ProductRule(SparseRule):
     """`F = B R`: `R` learns with gradient `B^T dL/dW` and so comes to `B^T W` as it forgets its start."""
 
-    strategies = ("fused", "explicit")
+    strategies = ("fused", "explicit", "collapsed")
 
     def pathway(self, layout: WeightLayout) -> Pathway:
         """Return the pathway of the chosen strategy, masked if the feedback is sparse."""
@@ -83,8 +85,8 @@ class OrthogonalProductFeedbackAlignment(ProductRule):
 class ProductPathway(Pathway):
     """Strategy `fused`: one product of weights per step, right for every optimizer."""
 
-    names = ("B", "R")
-    plastic = frozenset({"R"})
+    names: ClassVar[tuple[str, ...]] = ("B", "R")
+    plastic: ClassVar[frozenset[str]] = frozenset({"R"})
 
     def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
         """Return `F = B R`."""
@@ -98,6 +100,17 @@ class ProductPathway(Pathway):
         product = torch.bmm(B.transpose(1, 2), self.layout.to_matrix(grad_W.to(B.dtype)))
         return None, self.middle(B).from_matrix(product)
 
+    def collapse(self, W: Tensor, *state: Tensor) -> tuple[Pathway, State]:
+        """Return `F = G W + s K`; with an orthogonal `B`, `F = W + s K`."""
+        B = state[0]
+        F = self.feedback_weight(W, *state)
+        pathway, G = mixed_pathway(self, B)
+        identity = torch.eye(G.shape[1], dtype=G.dtype, device=G.device).expand_as(G)
+        if torch.allclose(G, identity, rtol=0, atol=32 * torch.finfo(G.dtype).eps):
+            pathway = CollapsedPathway(self.layout)
+            return pathway, pathway.start(W, F)
+        return pathway, pathway.start(W, F, G)
+
     def middle(self, B: Tensor) -> WeightLayout:
         """Return the layout of `R`."""
         return self.layout.with_outputs(B.shape[0] * B.shape[2])
@@ -107,13 +120,19 @@ class ProductPathway(Pathway):
 class MaskedProductPathway(ProductPathway):
     """The same with a fixed mask on `R`, whose first value respects it already."""
 
-    names = ("B", "R", "mask")
+    names: ClassVar[tuple[str, ...]] = ("B", "R", "mask")
 
     def state_gradients(self, grad_W: Tensor, *state: Tensor) -> tuple[Tensor | None, ...]:
         """Return `mask o (B^T dL/dW)`."""
         _, grad_R = super().state_gradients(grad_W, *state[:2])
         assert grad_R is not None
         return None, state[2] * grad_R, None
+
+    def collapse(self, W: Tensor, *state: Tensor) -> tuple[Pathway, State]:
+        """Return `F = B (M o (B^T W)) + s K`."""
+        B, _, mask = state
+        pathway = MaskedMixedPathway(self.layout)
+        return pathway, pathway.start(W, self.feedback_weight(W, *state), B, mask)
 
 
 @dataclass(frozen=True)
@@ -142,7 +161,7 @@ class ExplicitPathway(ProductPathway):
 class MaskedExplicitPathway(ExplicitPathway):
     """The same for the connections that exist."""
 
-    names = ("B", "R", "mask")
+    names: ClassVar[tuple[str, ...]] = ("B", "R", "mask")
 
     def local_gradient(self, grad_R: Tensor, state: State) -> Tensor:
         """Return `mask o dL/dR`."""
