@@ -1,0 +1,46 @@
+"""timm's models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from pfa_convert.models.resolve import DEFAULT_INPUT_SIZE, SOURCES
+
+
+class TimmModels:
+    """Everything in timm's registry, without pretrained weights."""
+
+    priority = 1
+
+    def names(self) -> Sequence[str]:
+        """Return the names in timm's registry."""
+        return _names()
+
+    def build(self, name: str, num_classes: int | None, **options: Any) -> nn.Module:
+        """Return the model with random weights."""
+        import timm
+
+        if num_classes is not None:
+            options["num_classes"] = num_classes
+        return timm.create_model(name, pretrained=False, **options)
+
+    def input_size(self, name: str) -> tuple[int, ...]:
+        """Return the input size of the model's default configuration."""
+        import timm
+
+        config = timm.get_pretrained_cfg(name)
+        return tuple(config.input_size) if config is not None else DEFAULT_INPUT_SIZE
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    import timm
+
+    return tuple(timm.list_models())
+
+
+SOURCES.register("timm")(TimmModels())

@@ -1,0 +1,52 @@
+"""torchvision's models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from inspect import signature
+from typing import Any
+
+from torch import nn
+
+from pfa_convert.models.resolve import DEFAULT_INPUT_SIZE, SOURCES
+
+
+class TorchvisionModels:
+    """Everything in torchvision's own registry: classification, detection, segmentation, video, flow."""
+
+    priority = 0
+
+    def names(self) -> Sequence[str]:
+        """Return the names in torchvision's registry."""
+        return _names()
+
+    def build(self, name: str, num_classes: int | None, **options: Any) -> nn.Module:
+        """Return the model with random weights, its backbone's included."""
+        from torchvision.models import get_model, get_model_builder
+
+        if "weights_backbone" in signature(get_model_builder(name)).parameters:
+            options.setdefault("weights_backbone", None)
+        if num_classes is not None:
+            options["num_classes"] = num_classes
+        if name in ("googlenet", "inception_v3"):
+            options.setdefault("init_weights", True)
+        return get_model(name, weights=None, **options)
+
+    def input_size(self, name: str) -> tuple[int, ...]:
+        """Return the size that the model was designed for."""
+        if name == "inception_v3":
+            return (3, 299, 299)
+        if name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d") or name.startswith(("mvit", "swin3d")):
+            return (3, 16, 224, 224) if name.startswith("mvit") else (3, 16, 112, 112)
+        return DEFAULT_INPUT_SIZE
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    from torchvision.models import list_models
+
+    return tuple(list_models())
+
+
+SOURCES.register("torchvision")(TorchvisionModels())
