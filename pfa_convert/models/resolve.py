@@ -1,4 +1,4 @@
-"""From a model's name to the model: `resnet50`, `timm/resnet50`, `paper/resnet20`, `package.module:factory`."""
+"""From a name to the model: `resnet50`, `timm/resnet50`, `paper/resnet20`, `package.module:factory`."""
 
 from __future__ import annotations
 

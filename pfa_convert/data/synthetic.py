@@ -1,0 +1,32 @@
+"""Random images around a prototype per class: for trying a model or measuring speed without data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pfa_convert.data.base import DATASETS, Data, DeviceSplit, hold_out
+
+
+@DATASETS.register("synthetic")
+def synthetic(
+    *,
+    validation: int,
+    device: torch.device,
+    images: int = 1024,
+    shape: tuple[int, ...] = (3, 32, 32),
+    num_classes: int = 10,
+    **_: Any,
+) -> Data:
+    """Return `images` training and a quarter as many test images of the given shape."""
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.randint(256, (num_classes, *shape), generator=generator)
+    splits = []
+    for count in (images, images // 4):
+        labels = torch.randint(num_classes, (count,), generator=generator)
+        noise = torch.randint(256, (count, *shape), generator=generator)
+        mixed = ((prototypes[labels] + 3 * noise) // 4).to(torch.uint8)
+        channels = (0.5,) * shape[0]
+        splits.append(DeviceSplit(mixed.to(device), labels.to(device), channels, (0.25,) * shape[0]))
+    return hold_out(splits[0], splits[1], validation, num_classes=num_classes)

@@ -1,0 +1,64 @@
+"""From a recipe to what the loop needs: the converted model, the optimizer, the coupling."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from pfa_convert.convert import convert
+from pfa_convert.errors import UserError
+from pfa_convert.models import build
+from pfa_convert.recipe import OptimizerSection, Recipe
+
+
+def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
+    """Return the recipe's converted model on the device; `seed` decides its weights and feedback weights."""
+    torch.manual_seed(seed)
+    section = recipe.model
+    plain = build(section.name, section.num_classes, **(section.model_extra or {}))
+    feedback_seed = seed if recipe.convert.seed is None else recipe.convert.seed
+    model = convert(
+        plain,
+        recipe.convert.rule,
+        options=recipe.convert.options,
+        overrides=recipe.convert.overrides,
+        seed=feedback_seed,
+        inplace=True,
+        reinit=recipe.init,
+    )
+    memory_format = torch.channels_last if recipe.train.channels_last else torch.preserve_format
+    return model.to(device=device, memory_format=memory_format)
+
+
+def make_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of torch.optim with this name.
+
+    Raises:
+        UserError: for an unknown name, or an argument that the optimizer does not take.
+    """
+    classes = {
+        name.lower(): value
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
+    }
+    chosen = classes.get(section.name.lower())
+    where = "train.optimizer"
+    if chosen is None:
+        raise UserError(
+            f"unknown optimizer {section.name!r}", where=where, given=section.name.lower(), choices=classes
+        )
+    arguments = section.model_dump(exclude={"name"})
+    known = set(inspect.signature(chosen).parameters) - {"params"}
+    for argument in arguments:
+        if argument not in known:
+            raise UserError(
+                f"{chosen.__name__} takes no {argument!r}", where=where, given=argument, choices=known
+            )
+    try:
+        optimizer: torch.optim.Optimizer = chosen(model.parameters(), **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where=where) from error
+    return optimizer
