@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pfa_convert.errors import UserError
+from pfa_convert.feedback.pathway import Pathway
 from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.graph.discover import discover
 from pfa_convert.graph.layers import FEEDBACK_ATTRIBUTE, stock_layer
@@ -83,29 +85,34 @@ def convert(
     return converted
 
 
-def attach_feedback(model: nn.Module, decisions: Iterable[Decision], seed: int) -> dict[str, int]:
+def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) -> dict[str, int]:
     """Put each weight's feedback state beside it; return the number of its elements by weight name.
 
     A weight that is used or named more than once gets one state, drawn for its first name.
     """
-    attached: dict[Tensor, FeedbackWeight] = {}
     added: dict[str, int] = {}
+    first_uses: dict[Tensor, tuple[Decision, Pathway]] = {}
     for decision in decisions:
-        site = decision.site
-        pathway = decision.rule.pathway(site.layout)
-        if pathway is None:
-            added.setdefault(site.weight, 0)
-            continue
-        weight = model.get_parameter(site.weight)
-        if weight not in attached:
-            draw = Draw(_seed_of(seed, site.weight), weight)
-            state = decision.rule.initial_state(site.layout, draw)
-            parameter = site.weight.rpartition(".")[2]
-            attached[weight] = FeedbackWeight(pathway, state, parameter, decision.rule.kept_strategy)
-            added[site.weight] = sum(tensor.numel() for tensor in attached[weight].state())
-        holder, name = feedback_path(site.weight)
-        model.get_submodule(holder).add_module(name, attached[weight])
-        added.setdefault(site.weight, 0)
+        added[decision.site.weight] = 0
+        pathway = decision.rule.pathway(decision.site.layout)
+        if pathway is not None:
+            first_uses.setdefault(model.get_parameter(decision.site.weight), (decision, pathway))
+
+    def draw(weight: Tensor) -> FeedbackWeight:
+        decision, pathway = first_uses[weight]
+        site, rule = decision.site, decision.rule
+        state = rule.initial_state(site.layout, Draw(_seed_of(seed, site.weight), weight))
+        return FeedbackWeight(pathway, state, site.weight.rpartition(".")[2], rule.kept_strategy)
+
+    with ThreadPoolExecutor() as pool:
+        attached = dict(zip(first_uses, pool.map(draw, first_uses), strict=True))
+    for weight, (decision, _) in first_uses.items():
+        added[decision.site.weight] = sum(tensor.numel() for tensor in attached[weight].state())
+    for decision in decisions:
+        feedback = attached.get(model.get_parameter(decision.site.weight))
+        if feedback is not None:
+            holder, name = feedback_path(decision.site.weight)
+            model.get_submodule(holder).add_module(name, feedback)
     return added
 
 

@@ -26,7 +26,7 @@ class ModelSection(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
-    num_classes: int | None = Field(None, ge=1)
+    num_classes: int | None = Field(default=None, ge=1)
 
 
 class ConvertSection(_Section):
@@ -43,9 +43,9 @@ class DataSection(_Section):
 
     dataset: str = "digits"
     root: str = "data"
-    batch_size: int = Field(64, ge=1)
-    validation: int = Field(0, ge=0)
-    workers: int = Field(2, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    validation: int = Field(default=0, ge=0)
+    workers: int = Field(default=2, ge=0)
     options: dict[str, Any] = {}
 
 
@@ -55,8 +55,8 @@ class OptimizerSection(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = "sgd"
-    lr: float = Field(0.1, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
 
 
 class ScheduleSection(_Section):
@@ -65,25 +65,25 @@ class ScheduleSection(_Section):
     name: Literal["multistep", "cosine", "constant"] = "multistep"
     milestones: list[float] = []
     gamma: float = 0.1
-    warmup_epochs: float = Field(0, ge=0)
+    warmup_epochs: float = Field(default=0, ge=0)
 
 
 class TrainSection(_Section):
     """`train:` the optimizer, its schedules, precision and seeds."""
 
-    epochs: int = Field(10, ge=0)
+    epochs: int = Field(default=10, ge=0)
     optimizer: OptimizerSection = OptimizerSection()
     lr_schedule: ScheduleSection = ScheduleSection(name="constant")
     weight_decay_schedule: ScheduleSection = ScheduleSection(name="constant")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seeds: list[int] = [0]
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    clip_norm: float | None = Field(None, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    clip_norm: float | None = Field(default=None, gt=0)
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
 
 
 class ExpectSection(_Section):

@@ -156,8 +156,7 @@ def hold_out(train: DeviceSplit, test: DeviceSplit, validation: int, **shape: An
         return Data(train, test, None, **common)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).to(train.images.device)
     kept, held = order[:-validation], order[-validation:]
-    plain = {"flip": False, "padding": 0}
-    validating = replace(train, images=train.images[held], labels=train.labels[held], **plain)
+    validating = replace(train, images=train.images[held], labels=train.labels[held], flip=False, padding=0)
     training = replace(train, images=train.images[kept], labels=train.labels[kept])
     return Data(training, validating, test, **common)
 

@@ -34,7 +34,7 @@ class CollapsedPathway(Pathway):
         """Return `F = T(W) + s K`."""
         forgetting, K, *fixed = state
         F = self.transport(W, *fixed)
-        return F if self.forgotten else F + forgetting[S].to(W.dtype) * K.to(W.dtype)
+        return F if self.forgotten else torch.addcmul(F, K.to(W.dtype), forgetting[S].to(W.dtype))
 
     def transport(self, W: Tensor, *fixed: Tensor) -> Tensor:
         """Return `T(W)`, what `F` comes to in the end."""

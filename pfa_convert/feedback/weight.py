@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pfa_convert.feedback.collapsed import CollapsedPathway
 from pfa_convert.feedback.pathway import Pathway
 
 
@@ -64,5 +65,20 @@ class FeedbackWeight(nn.Module):
         return f"{type(self.pathway).__name__}, {shapes}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if any(key.startswith(prefix) for key in state_dict):
-            super()._load_from_state_dict(state_dict, prefix, *args)
+        saved = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not saved:
+            return
+        self._take_form_of(saved)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def _take_form_of(self, saved: Mapping[str, Tensor]) -> None:
+        """Collapse, or drop what is forgotten, where the saved state is in that form."""
+        pathway, state = self.pathway, self.state()
+        if "forgetting" in saved and "forgetting" not in pathway.names:
+            some_weight = state[0].new_zeros(pathway.layout.shape)
+            pathway, state = pathway.collapse(some_weight, *state)
+        if "K" in saved and saved["K"].numel() == 0 and isinstance(pathway, CollapsedPathway):
+            pathway, state = pathway.forget(*state)
+        if pathway is not self.pathway:
+            self.adopt(pathway, dict(zip(pathway.names, state, strict=True)))

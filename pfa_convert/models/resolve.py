@@ -18,7 +18,9 @@ DEFAULT_INPUT_SIZE = (3, 224, 224)
 class ModelSource(Protocol):
     """Where models come from. `priority` orders the sources for a bare name; None leaves them out."""
 
-    priority: int | None
+    @property
+    def priority(self) -> int | None:
+        """The place in the search for a bare name."""
 
     def names(self) -> Sequence[str]:
         """Return every name that the source knows."""

@@ -56,7 +56,7 @@ class Tally:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, batch_size: int, share: Share, precision: str, device: torch.device
+    model: Any, split: Split, batch_size: int, share: Share, precision: str, device: torch.device
 ) -> Score:
     """Return the model's score on a split; every image counts exactly once."""
     was_training = model.training

@@ -6,14 +6,13 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from pfa_convert.alignment import alignment
@@ -111,13 +110,19 @@ def train(
     optimizer = make_optimizer(recipe.train.optimizer, model)
     if any(site.feedback_elements for site in model.conversion.sites):
         couple(model, optimizer)
-    progress = {"epoch": 0, "best_top1": -1.0, "best_epoch": 0, "test_top1_at_best": None, "seconds": 0.0}
+    progress: dict[str, Any] = {
+        "epoch": 0,
+        "best_top1": -1.0,
+        "best_epoch": 0,
+        "test_top1_at_best": None,
+        "seconds": 0.0,
+    }
     if resuming and folder.last.exists():
         progress = load_training(folder.last, model, optimizer)
         folder.truncate(progress["epoch"])
     else:
         folder.start(recipe, seed)
-    forward = torch.compile(model, fullgraph=True) if recipe.train.compile else model
+    forward: Any = torch.compile(model, fullgraph=True) if recipe.train.compile else model
 
     def stop(_signal: int, _frame: Any) -> None:
         raise UserError(f"stopped by a signal after epoch {progress['epoch']}; continue with --resume")
@@ -183,7 +188,7 @@ def train(
 
 def train_epoch(
     recipe: Recipe,
-    model: Callable[[Tensor], Tensor],
+    model: Any,
     optimizer: torch.optim.Optimizer,
     data: Data,
     seed: int,

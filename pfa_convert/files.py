@@ -1,0 +1,49 @@
+"""Files of ours: tensors in safetensors, the rest in its JSON header; written atomically, never pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pfa_convert.errors import UserError
+
+FORMAT = "pfa-convert 1"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and header; the file appears whole or not at all."""
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    metadata = {"format": FORMAT, "header": json.dumps(header)}
+    try:
+        save_file(copies, partial, metadata=metadata)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot be written: {error}", where=str(path)) from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and header of a file of ours; raises UserError for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"is not a readable safetensors file: {error}", where=str(path)) from None
+    if metadata.get("format") != FORMAT:
+        given = metadata.get("format", "none")
+        raise UserError(f"has the format {given!r}, this version reads {FORMAT!r}", where=str(path))
+    return tensors, json.loads(metadata["header"])

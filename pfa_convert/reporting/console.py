@@ -1,0 +1,118 @@
+"""Tables and progress in the terminal."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pfa_convert.graph.report import ConversionReport, SiteReport
+from pfa_convert.recipe import Recipe
+from pfa_convert.training.loop import RunResult, Watcher
+
+ROWS = 24
+"""A model with more sites than this is shown by groups."""
+
+
+def conversion_table(report: ConversionReport, every_site: bool = False) -> Table:
+    """Return a table of the sites: one row each, or one row for each run of alike sites."""
+    table = Table("site", "kind", "weight", "rule", "feedback", box=None, header_style="bold", pad_edge=False)
+    grouped = not every_site and len(report.sites) > ROWS
+    for group in _groups(report.sites) if grouped else [[site] for site in report.sites]:
+        first, last = group[0], group[-1]
+        name = first.name if len(group) == 1 else f"{first.name} … {last.name} ({len(group)})"
+        shapes = {"x".join(map(str, site.weight_shape)) for site in group}
+        elements = sum(site.feedback_elements for site in group)
+        shape = shapes.pop() if len(shapes) == 1 else f"{len(shapes)} shapes"
+        options = ", ".join(f"{key}={value:g}" for key, value in first.options.items() if value != 1)
+        table.add_row(name, first.kind, shape, f"{first.rule} {options}".strip(), f"{elements:,}")
+    return table
+
+
+def _groups(sites: tuple[SiteReport, ...]) -> list[list[SiteReport]]:
+    """Group successive sites of the same top-level part, kind and rule."""
+
+    def key(site: SiteReport) -> tuple[Any, ...]:
+        return site.name.split(".")[0], site.kind, site.rule, str(site.options)
+
+    return [list(group) for _, group in groupby(sites, key)]
+
+
+def print_conversion(console: Console, summary: dict[str, Any], report: ConversionReport) -> None:
+    """Print what a conversion did."""
+    console.print(
+        f"[bold]{summary['model']}[/bold]: {summary['parameters']:,} parameters, converted in "
+        f"{summary['conversion_seconds']:.2f} s"
+    )
+    console.print(conversion_table(report))
+    counts = ", ".join(f"{count} {rule}" for rule, count in report.counts().items())
+    console.print(f"\n{len(report.sites)} sites converted ({counts}), {len(report.skipped)} skipped")
+    for left in report.skipped:
+        console.print(f"  skipped {left.name} ({left.kind}): {left.reason}")
+    console.print(f"{report.feedback_elements:,} feedback elements added")
+    difference = summary["forward_max_difference"]
+    if difference is None:
+        console.print(f"forward not checked: {summary['forward_check']}")
+    else:
+        verdict = "unchanged to the last bit" if difference == 0 else f"CHANGED by up to {difference:g}"
+        console.print(f"forward check in training and evaluation mode: {verdict}")
+
+
+class ProgressWatcher(Watcher):
+    """Draws a progress bar with the last epoch's figures."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=4,
+        )
+
+    def start(self, recipe: Recipe, seed: int, steps: int) -> None:
+        """Begin the bar; one step is one image."""
+        self._epochs = recipe.train.epochs
+        self._task = self._progress.add_task(f"{recipe.name} seed {seed}", total=steps, speed="")
+        self._progress.start()
+
+    def step(self, images: int) -> None:
+        """Move the bar."""
+        self._progress.advance(self._task, images)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Show the epoch's figures, in a line of its own."""
+        accuracy = next(
+            value for key, value in record.items() if key.endswith(("test_top1", "validation_top1"))
+        )
+        speed = f"{record['images_per_second']:,.0f} images/s"
+        self._progress.update(self._task, speed=speed)
+        self._progress.console.print(
+            f"epoch {record['epoch']:>3}/{self._epochs}  loss {record['train_loss']:.4f}  "
+            f"top-1 {accuracy:.2f} %  angle {record['angle_deg']:.1f} deg  "
+            f"ratio {record['norm_ratio']:.3f}  {speed}"
+        )
+
+    def stop(self) -> None:
+        """End the bar."""
+        self._progress.stop()
+
+
+def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
+    """Print a run's summary beside the published number, if the recipe has one."""
+    console.print(
+        f"\n[bold]{result.name}[/bold] seed {result.seed}: {result.evaluated_on} top-1 "
+        f"[bold]{result.final_top1:.2f} %[/bold] (best {result.best_top1:.2f} % at epoch {result.best_epoch}), "
+        f"{result.seconds:.1f} s"
+    )
+    for site, angle in result.angle_deg.items():
+        console.print(f"  {site:<24} angle {angle:6.2f} deg   norm ratio {result.norm_ratio[site]:.3f}")
+    if recipe.expect:
+        spread = f" ± {recipe.expect.std}" if recipe.expect.std is not None else ""
+        console.print(f"published: {recipe.expect.mean}{spread} % ({recipe.expect.source})")
+    console.print(f"everything is in {result.folder}")
