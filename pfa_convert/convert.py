@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,8 +105,9 @@ def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) 
         state = rule.initial_state(site.layout, Draw(_seed_of(seed, site.weight), weight))
         return FeedbackWeight(pathway, state, site.weight.rpartition(".")[2], rule.kept_strategy)
 
-    with ThreadPoolExecutor() as pool:
-        attached = dict(zip(first_uses, pool.map(draw, first_uses), strict=True))
+    largest_first = sorted(first_uses, key=lambda weight: -weight.shape[0] * weight.numel())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        attached = dict(zip(largest_first, pool.map(draw, largest_first), strict=True))
     for weight, (decision, _) in first_uses.items():
         added[decision.site.weight] = sum(tensor.numel() for tensor in attached[weight].state())
     for decision in decisions:

@@ -76,14 +76,16 @@ class Coupling:
     def _refuse_clipping_by_value(self) -> None:
         """Clipping by value is not linear: `R` would not receive `B^T` times what `W` receives.
 
-        It leaves many entries at the very same largest magnitude, which nothing else does.
+        It leaves many entries, of several weights, at the very same largest magnitude, which nothing
+        else does.
         """
         gradients = [c.weight.grad for c in self._coupled if c.weight.grad is not None]
         if not gradients:
             return
         largest = torch.stack([gradient.abs().max() for gradient in gradients]).max()
-        at_bound = sum(int((gradient.abs() == largest).sum()) for gradient in gradients)
-        if largest > 0 and largest.isfinite() and at_bound >= ENTRIES_AT_BOUND:
+        at_bound = [int((gradient.abs() == largest).sum()) for gradient in gradients]
+        several = sum(count > 0 for count in at_bound) > 1
+        if largest > 0 and largest.isfinite() and several and sum(at_bound) >= ENTRIES_AT_BOUND:
             raise UserError(
                 "the gradients look clipped by value, for which the collapsed strategy is not exact: clip "
                 "by norm, or convert with options={'strategy': 'fused'}"

@@ -123,13 +123,15 @@ class _Walk:
                     self._leave(path, module, tuple(weight.shape), str(reason))
             self._visit_children(module, call.training)
             return
-        uses = {use.node: use for use in weight_uses(module, graph)}
+        uses: dict[fx.Node, list[WeightUse]] = {}
+        for use in weight_uses(module, graph):
+            uses.setdefault(use.node, []).append(use)
         if uses:
             self.found.graphs.setdefault(name, {})[call] = graph
         for node in graph.nodes:
-            if node in uses:
-                self._add(self._functional_site(name, module, uses[node]))
-            elif node.op == "call_module":
+            for use in uses.get(node, ()):
+                self._add(self._functional_site(name, module, use))
+            if node.op == "call_module":
                 child = module.get_submodule(str(node.target))
                 child_call, _ = call_of(child, node.args, node.kwargs)
                 self._visit(child, Call(call.training, child_call.options))

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
+from torch.nn.parameter import UninitializedParameter
 
 TENSOR = "<traced>"
 """Stands for an argument that is traced, in the place of one that is baked into the graph."""
@@ -40,15 +41,17 @@ def parameters_of(forward: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
 
 
 def call_of(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Call, list[Any]]:
-    """Return how the module is called by these arguments, and the arguments in order of its signature."""
-    values, options = [], []
+    """Return how the module is called by these arguments, and the values of those that are traced."""
+    traced, options = [], []
     for index, parameter in enumerate(parameters_of(plain_forward(module))):
         given = index < len(args)
         value = args[index] if given else kwargs.get(parameter.name, parameter.default)
-        values.append(value)
+        baked = parameter.default is not inspect.Parameter.empty and isinstance(value, BAKED_TYPES)
+        if not baked:
+            traced.append(value)
         if parameter.default is not inspect.Parameter.empty:
-            options.append(value if isinstance(value, BAKED_TYPES) else TENSOR)
-    return Call(module.training, tuple(options)), values
+            options.append(value if baked else TENSOR)
+    return Call(module.training, tuple(options)), traced
 
 
 def plain_forward(module: nn.Module) -> Callable[..., Any]:
@@ -66,12 +69,10 @@ def trace_forward(module: nn.Module, call: Call) -> fx.Graph:
     parameters = parameters_of(plain_forward(module))
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         raise Untraceable("its forward takes any number of arguments")
-    optional = [p.name for p in parameters if p.default is not inspect.Parameter.empty]
-    baked = {name: value for name, value in zip(optional, call.options, strict=True) if value is not TENSOR}
     was_training = module.training
     module.training = call.training
     try:
-        return _OwnForward().trace(module, concrete_args=baked or None)
+        return _OwnForward(parameters, call).trace(module)
     except Exception as error:
         raise Untraceable(_reason(error)) from error
     finally:
@@ -87,8 +88,28 @@ class _OwnForward(fx.Tracer):
 
     trace_asserts = True
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: tuple[inspect.Parameter, ...], call: Call) -> None:
         super().__init__(autowrap_functions=_leaf_functions(), param_shapes_constant=True)
+        self._parameters = parameters
+        self._call = call
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[[], Any], list[Any]]:
+        """Make a placeholder for each traced argument, and give the others their values."""
+        options = iter(self._call.options)
+        positional: list[Any] = [self.root]
+        keyword: dict[str, Any] = {}
+        for parameter in self._parameters:
+            value = TENSOR if parameter.default is inspect.Parameter.empty else next(options)
+            if value is TENSOR:
+                value = self.create_proxy("placeholder", parameter.name, (), {})
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                keyword[parameter.name] = value
+            else:
+                positional.append(value)
+        forward = plain_forward(self.root)
+        return lambda: forward(*positional, **keyword), []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -122,4 +143,6 @@ def _reason(error: Exception) -> str:
 
 def is_weight(tensor: Any) -> bool:
     """Say whether a tensor is a Parameter that a linear map or a convolution could apply."""
-    return isinstance(tensor, nn.Parameter) and isinstance(tensor, Tensor) and tensor.dim() >= 2
+    if isinstance(tensor, UninitializedParameter):
+        return True
+    return isinstance(tensor, nn.Parameter) and tensor.dim() >= 2

@@ -107,8 +107,8 @@ def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
     """Print a run's summary beside the published number, if the recipe has one."""
     console.print(
         f"\n[bold]{result.name}[/bold] seed {result.seed}: {result.evaluated_on} top-1 "
-        f"[bold]{result.final_top1:.2f} %[/bold] (best {result.best_top1:.2f} % at epoch {result.best_epoch}), "
-        f"{result.seconds:.1f} s"
+        f"[bold]{result.final_top1:.2f} %[/bold] "
+        f"(best {result.best_top1:.2f} % at epoch {result.best_epoch}), {result.seconds:.1f} s"
     )
     for site, angle in result.angle_deg.items():
         console.print(f"  {site:<24} angle {angle:6.2f} deg   norm ratio {result.norm_ratio[site]:.3f}")
