@@ -1,0 +1,99 @@
+"""The command line as a user runs it: a process, its output, its exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pfa_convert import load
+
+
+def run(*arguments, cwd=None):
+    command = [sys.executable, "-m", "pfa_convert", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_converts_resnet50_and_reports_as_json():
+    result = run("resnet50", "--rule", "pfa", "--expansion", 1, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["model"] == "torchvision/resnet50" and report["counts"] == {"pfa": 54}
+    assert [site["kind"] for site in report["sites"]].count("Conv2d") == 53
+    assert report["skipped"] == [] and report["forward_max_difference"] == 0.0
+
+
+def test_prints_a_table_and_writes_a_file_that_loads(tmp_path):
+    path = tmp_path / "a model.safetensors"
+    result = run("paper/resnet20", "--rule", "fa", "--override", "fc=bp", "--output", path)
+    assert result.returncode == 0, result.stderr
+    assert "20 sites converted (19 fa, 1 bp), 0 skipped" in result.stdout
+    assert "unchanged to the last bit" in result.stdout
+    model = load(path)
+    assert model.conversion.counts() == {"fa": 19, "bp": 1}
+
+
+def test_trains_the_bundled_digits(tmp_path):
+    result = run("train", "digits-mlp-pfa", "--output", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert summary["final_top1"] >= 95
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["resnet5o"], "did you mean"),
+        (["resnet18", "--rule", "pfaa"], "did you mean 'pfa'"),
+        (["resnet18", "--override", "layer9.*=bp"], "matches no site"),
+        (["resnet18", "--option", "expansoin=3"], "did you mean 'expansion'"),
+        (["resnet18", "--recipe", "nosuch"], "unknown recipe 'nosuch'"),
+        (["resnet18", "--expansion", "many"], "not a valid float"),
+        (["resnet18", "--no-such-flag"], "No such option"),
+        (["paper/mlp", "--output", "no/such/folder/x.safetensors"], "does not exist"),
+        (["nosuchmodule:factory"], "cannot import"),
+        (["train", "digits-mlp-pfaa"], "did you mean 'digits-mlp-pfa'"),
+        (
+            ["train", "digits-mlp-pfa", "--set", "train.epoch=3"],
+            "unknown key 'train.epoch'; did you mean 'epochs'",
+        ),
+        (["train", "mnist-mlp-pfa", "--data", "nowhere"], "nowhere/MNIST/raw is missing"),
+        (["rules", "pfx"], "did you mean"),
+        (["models", "zzzzzz"], "no model matches"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert words in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_factory_of_the_users_own(tmp_path):
+    (tmp_path / "mine.py").write_text("import torch\ndef net(): return torch.nn.Conv2d(3, 4, 3)\n")
+    result = run("mine:net", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["counts"] == {"pfa": 1}
+
+
+@pytest.mark.parametrize(
+    "command", [["rules"], ["rules", "pfa"], ["recipes"], ["models", "resnet50"], ["--help"]]
+)
+def test_lists_and_explains(command):
+    result = run(*command)
+    assert result.returncode == 0 and result.stdout.strip()
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    torch.save(Bomb(), tmp_path / "model.safetensors")
+    (tmp_path / "use.py").write_text("import sys, pfa_convert\npfa_convert.load(sys.argv[1])\n")
+    command = [sys.executable, "use.py", "model.safetensors"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "UserError" in result.stderr and not (tmp_path / "exploded").exists()

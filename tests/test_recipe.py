@@ -1,0 +1,78 @@
+"""Recipes: what is accepted, what is refused, and that every packaged one is sound."""
+
+import pytest
+import yaml
+
+from pfa_convert import UserError, load_recipe
+from pfa_convert.convert import convert
+from pfa_convert.models import build
+from pfa_convert.recipe import packaged_recipes
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_every_packaged_recipe_is_valid_and_its_conversion_possible(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    plain = build(recipe.model.name, recipe.model.num_classes, **(recipe.model.model_extra or {})).to("meta")
+    section = recipe.convert
+    converted = convert(plain, section.rule, options=section.options, overrides=section.overrides)
+    assert converted.conversion.counts() == {section.rule: len(converted.conversion.sites)}
+
+
+def test_the_mnist_protocol_is_the_papers():
+    train = load_recipe("mnist-mlp-pfa").train
+    assert train.epochs == 40 and train.seeds == [0, 1, 2, 3, 4]
+    assert train.optimizer.model_dump() == {"name": "sgd", "lr": 0.01, "weight_decay": 0.03, "momentum": 0.9}
+    assert (train.lr_schedule.milestones, train.lr_schedule.gamma) == ([20, 30], 0.5)
+    assert (train.weight_decay_schedule.milestones, train.weight_decay_schedule.gamma) == ([1], 0.003)
+
+
+def test_a_recipe_extends_another_and_settings_come_last(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: digits-mlp-pfa\nname: mine\ntrain: {epochs: 3}\n")
+    recipe = load_recipe(path, ["train.optimizer.lr=0.5", "convert.options={expansion: 3}"])
+    assert (recipe.name, recipe.train.epochs, recipe.train.optimizer.lr) == ("mine", 3, 0.5)
+    assert recipe.convert.options == {"expansion": 3} and recipe.convert.rule == "pfa"
+
+
+def test_a_recipe_survives_being_written_out(tmp_path):
+    recipe = load_recipe("mnist-mlp-pfa")
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(recipe.to_dict()))
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {name: paper/mlp}\nconvert: {rul: pfa}", "unknown key 'convert.rul'; did you mean 'rule'"),
+        ("model: {name: paper/mlp}\ntrian: {}", "unknown key 'trian'; did you mean 'train'"),
+        ("model: {name: paper/mlp}\ntrain: {epochs: many}", "key 'train.epochs'"),
+        ("model: {name: paper/mlp}\ntrain: {epochs: -1}", "greater than or equal to 0"),
+        ("model: {name: paper/mlp}\ntrain: {precision: fp8}", "'train.precision'"),
+        ("convert: {rule: pfa}", "the key 'model' is missing"),
+        ("[1, 2]", "not a mapping"),
+        ("model: {name: [", "not valid YAML"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("extends: nosuch\nmodel: {name: paper/mlp}", "unknown recipe 'nosuch'"),
+        ("extends: bad", "extends itself"),
+        ("[" * 5000, "not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_file_and_key(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_recipe(path)
+    assert message in str(error.value)
+
+
+def test_files_that_are_no_recipes(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+    (tmp_path / "huge.yaml").write_bytes(b"#" * 2_000_000)
+    with pytest.raises(UserError, match="too large"):
+        load_recipe(tmp_path / "huge.yaml")
+    with pytest.raises(UserError, match="is a folder"):
+        load_recipe(tmp_path)

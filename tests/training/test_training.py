@@ -1,0 +1,130 @@
+"""The training loop: schedules, augmentation, results, and resuming."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pfa_convert import UserError, load_recipe, train
+from pfa_convert.data import load_data
+from pfa_convert.data.base import DeviceSplit, Share
+from pfa_convert.recipe import ScheduleSection
+from pfa_convert.training.schedules import factor
+
+CPU = torch.device("cpu")
+
+
+def test_schedules_are_functions_of_epochs_completed():
+    multistep = ScheduleSection(milestones=[1, 3], gamma=0.5)
+    assert [factor(multistep, epoch, 5) for epoch in range(5)] == [1, 0.5, 0.5, 0.25, 0.25]
+    cosine = ScheduleSection(name="cosine", warmup_epochs=1)
+    values = [factor(cosine, epoch, 5) for epoch in range(5)]
+    expected = [0.5, *(0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4))]
+    assert values == pytest.approx(expected)
+
+
+def test_augmentation_is_a_flip_and_a_shift_with_zeros():
+    images = torch.arange(1, 1 + 3 * 4 * 4, dtype=torch.uint8).view(1, 3, 4, 4).repeat(64, 1, 1, 1)
+    split = DeviceSplit(images, torch.zeros(64).long(), (0.0,) * 3, (1 / 255,) * 3, flip=True, padding=1)
+    ((batch, _),) = split.batches(64, Share(), order_seed=1)
+    padded = torch.nn.functional.pad(images[0].float(), (1, 1, 1, 1))
+    allowed = []
+    for dy in range(3):
+        for dx in range(3):
+            allowed.append(padded[:, dy : dy + 4, dx : dx + 4])
+            flipped = torch.nn.functional.pad(images[0].float().flip(2), (1, 1, 1, 1))
+            allowed.append(flipped[:, dy : dy + 4, dx : dx + 4])
+    seen = set()
+    for image in batch:
+        matches = [i for i, candidate in enumerate(allowed) if torch.allclose(image, candidate, atol=1e-3)]
+        assert matches
+        seen.update(matches)
+    assert len(seen) > 9
+
+
+def test_shares_of_two_processes_make_up_the_whole_batch():
+    data = load_data("digits", None, validation=100, device=CPU, workers=0, options={})
+    assert (len(data.train), len(data.evaluation), len(data.test)) == (1337, 100, 360)
+    whole = [images for images, _ in data.train.batches(64, Share(), order_seed=3)]
+    halves = [[images for images, _ in data.train.batches(64, Share(r, 2), order_seed=3)] for r in (0, 1)]
+    for full, even, odd in zip(whole, *halves, strict=True):
+        assert torch.equal(full[::2], even) and torch.equal(full[1::2], odd)
+
+
+def test_the_log_and_result_of_a_run(tmp_path):
+    recipe = load_recipe("digits-mlp-pfa", ["train.epochs=8"])
+    result = train(recipe, output=tmp_path, seed=4)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, 9))
+    assert [record["weight_decay"] for record in records[4:6]] == pytest.approx([0.03, 0.03 * 0.003])
+    assert records[0]["angle_deg"] > records[-1]["angle_deg"] and records[-1]["angle_deg"] < 25
+    assert result.final_top1 == records[-1]["test_top1"] > 93
+    assert train(recipe, output=tmp_path, seed=4, resume=True) == result
+    with pytest.raises(UserError, match="another recipe or seed"):
+        train(recipe, output=tmp_path, seed=5, resume=True)
+
+
+@pytest.mark.parametrize("rule", ["pfa", "kp", "fa", "brsf"])
+def test_the_same_seed_gives_the_same_bytes(tmp_path, rule):
+    recipe = load_recipe(f"digits-mlp-{rule}", ["train.epochs=2"])
+    finals = []
+    for name in ("a", "b"):
+        train(recipe, output=tmp_path / name, seed=0)
+        finals.append(load_file(tmp_path / name / "last.safetensors"))
+    assert all(torch.equal(finals[0][key], finals[1][key]) for key in finals[0])
+
+
+def test_a_killed_run_resumes_bit_exact(tmp_path):
+    settings = ["--set", "train.epochs=12", "--set", "model.hidden=[512, 512]"]
+    command = [sys.executable, "-m", "pfa_convert", "train", "digits-mlp-pfa", *settings, "--output"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, tmp_path / "whole"], check=True, env=environment, capture_output=True)
+    process = subprocess.Popen([*command, tmp_path / "killed"], env=environment, stdout=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "log.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    resumed = [*command, tmp_path / "killed", "--resume"]
+    subprocess.run(resumed, check=True, env=environment, capture_output=True)
+    whole, killed = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    assert len(log.read_text().splitlines()) == 12
+
+
+def test_a_nan_names_where_it_began(tmp_path):
+    recipe = load_recipe("digits-mlp-bp", ["train.epochs=3", "train.optimizer.lr=1e30"])
+    with pytest.raises(UserError, match=r"parameter 1.weight"):
+        train(recipe, output=tmp_path)
+
+
+def test_other_optimizers_train_with_the_fused_strategy(tmp_path):
+    optimizer = "train.optimizer={name: adamw, lr: 0.002, weight_decay: 0.01}"
+    result = train(load_recipe("digits-mlp-pfa", ["train.epochs=6", optimizer]), output=tmp_path)
+    assert result.final_top1 > 90
+    assert any(name.endswith(".R") for name in load_file(tmp_path / "last.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.optimizer.name=adamw", "AdamW takes no 'momentum'"),
+        ("train.optimizer.name=sgdd", "did you mean 'sgd'"),
+        ("data.dataset=mnits", "did you mean 'mnist'"),
+        ("data.validation=5000", "leaves none"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path, setting, message):
+    with pytest.raises(UserError, match=message):
+        train(load_recipe("digits-mlp-pfa", [setting]), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
