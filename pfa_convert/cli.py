@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,10 +19,12 @@ from pfa_convert.convert import convert
 from pfa_convert.errors import UserError
 from pfa_convert.models import available, build, resolve
 from pfa_convert.recipe import load_recipe, packaged_recipes
-from pfa_convert.reporting.console import ProgressWatcher, print_conversion, print_result
+from pfa_convert.reporting.console import ProgressWatcher, print_benchmark, print_conversion, print_result
 from pfa_convert.rules import RULES
 from pfa_convert.saving import save
 from pfa_convert.training import train
+from pfa_convert.training.bench import Settings as BenchSettings
+from pfa_convert.training.bench import bench_variants, measure
 from pfa_convert.verify import forward_difference
 
 console = Console(highlight=False, soft_wrap=True)
@@ -177,6 +180,44 @@ def train_command(
     finally:
         watcher.stop()
     print_result(console, loaded, result)
+
+
+@cli.command("bench")
+@click.argument("model")
+@click.option("--rules", default="pfa,pfa-o,kp", show_default=True, help="Rules to measure.")
+@click.option("--strategies", default="collapsed,fused", show_default=True, help="Strategies of each rule.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--image-size", type=click.IntRange(min=1), help="Pixels; the model's own by default.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Compile every variant.")
+@click.option("--channels-last", is_flag=True)
+@click.option(
+    "--steps", type=click.IntRange(min=2), default=10, show_default=True, help="Measured steps of each."
+)
+@click.option("--scale", is_flag=True, help="Measure at a quarter of, half of, and the whole batch size.")
+@click.option("--json", "as_json", is_flag=True)
+def bench_command(
+    model: str,
+    rules: str,
+    strategies: str,
+    batch_size: int,
+    scale: bool,
+    compiled: bool,
+    as_json: bool,
+    **rest: Any,
+) -> None:
+    """Measure step time and memory of rules and strategies over backpropagation's on MODEL."""
+    variants = bench_variants(rules.split(","), strategies.split(","))
+    sizes = sorted({max(1, batch_size // 4), max(1, batch_size // 2), batch_size}) if scale else [batch_size]
+    tables = {}
+    for size in sizes:
+        settings = BenchSettings(model=model, batch_size=size, compile=compiled, **rest)
+        tables[size] = measure(settings, variants)
+        if not as_json:
+            print_benchmark(console, settings, tables[size])
+    if as_json:
+        click.echo(json.dumps({size: [asdict(m) for m in table] for size, table in tables.items()}, indent=1))
 
 
 @cli.command("rules")

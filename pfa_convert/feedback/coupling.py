@@ -56,6 +56,11 @@ class Coupling:
         for coupled in self._coupled:
             coupled.feedback.optimizer = None
 
+    def forget_all(self) -> None:
+        """Drop every `K` now, as happens by itself once it has decayed; for measuring what then remains."""
+        for coupled in self._coupled:
+            _forget(coupled)
+
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._steps < 3 or self._steps % CHECK_INTERVAL == 0:
             self._refuse_clipping_by_value()
@@ -71,7 +76,7 @@ class Coupling:
         self._steps += 1
         if self._steps % CHECK_INTERVAL == 0:
             for coupled in self._coupled:
-                _forget(coupled)
+                _forget_if_small(coupled)
 
     def _refuse_clipping_by_value(self) -> None:
         """Clipping by value is not linear: `R` would not receive `B^T` times what `W` receives.
@@ -188,7 +193,7 @@ def _advance(forgettings: list[Tensor], group: dict[str, Any], found_inf: Tensor
     torch._foreach_copy_(forgettings, list(new.unbind(0)))
 
 
-def _forget(coupled: Coupled) -> None:
+def _forget_if_small(coupled: Coupled) -> None:
     """Drop `K` once it is below the rounding of the weight's dtype."""
     feedback, weight = coupled.feedback, coupled.weight
     pathway = feedback.pathway
@@ -196,5 +201,11 @@ def _forget(coupled: Coupled) -> None:
     if pathway.forgotten:
         return
     if pathway.share_left(weight, *feedback.state()) < torch.finfo(weight.dtype).eps / 2:
-        pathway, state = pathway.forget(*feedback.state())
-        feedback.adopt(pathway, dict(zip(pathway.names, state, strict=True)))
+        _forget(coupled)
+
+
+def _forget(coupled: Coupled) -> None:
+    feedback = coupled.feedback
+    assert isinstance(feedback.pathway, CollapsedPathway)
+    pathway, state = feedback.pathway.forget(*feedback.state())
+    feedback.adopt(pathway, dict(zip(pathway.names, state, strict=True)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pfa_convert.graph.report import ConversionReport, SiteReport
 from pfa_convert.recipe import Recipe
+from pfa_convert.training.bench import Measurement, Settings
 from pfa_convert.training.loop import RunResult, Watcher
 
 ROWS = 24
@@ -116,3 +118,28 @@ def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
         spread = f" ± {recipe.expect.std}" if recipe.expect.std is not None else ""
         console.print(f"published: {recipe.expect.mean}{spread} % ({recipe.expect.source})")
     console.print(f"everything is in {result.folder}")
+
+
+def print_benchmark(console: Console, settings: Settings, measurements: list[Measurement]) -> None:
+    """Print each variant's cost over backpropagation's."""
+    size = f", {settings.image_size} px" if settings.image_size else ""
+    threads = f"{torch.get_num_threads()} threads" if settings.device == "cpu" else settings.device
+    compiled = ", compiled" if settings.compile else ""
+    console.print(
+        f"[bold]{settings.model}[/bold], batch {settings.batch_size}{size}, {settings.precision}{compiled}, "
+        f"{threads}, torch {torch.__version__}, {settings.steps} rounds"
+    )
+    table = Table("variant", box=None, header_style="bold", pad_edge=False)
+    for heading in ("step ms", "x BP", "quartiles", "floor", "memory MB", "x BP"):
+        table.add_column(heading, justify="right")
+    for m in measurements:
+        table.add_row(
+            m.variant,
+            f"{m.milliseconds:.1f}",
+            f"{m.ratio:.3f}",
+            f"{m.ratio_low:.3f}-{m.ratio_high:.3f}",
+            f"{m.flop_ratio:.3f}",
+            f"{m.megabytes:.0f}",
+            f"{m.memory_ratio:.3f}",
+        )
+    console.print(table)

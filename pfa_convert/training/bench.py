@@ -1,0 +1,202 @@
+"""Step time and memory of rules and strategies beside backpropagation's, in one process."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from pfa_convert.convert import convert
+from pfa_convert.feedback.coupling import couple
+from pfa_convert.models import build, resolve
+from pfa_convert.rules import RULES
+from pfa_convert.training.evaluation import autocast
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A rule with a strategy; `forgotten` measures it after `K` was dropped."""
+
+    rule: str
+    strategy: str | None = None
+    forgotten: bool = False
+
+    def __str__(self) -> str:
+        """Return the name in tables."""
+        return " ".join(filter(None, [self.rule, self.strategy, "without K" if self.forgotten else ""]))
+
+
+BACKPROPAGATION = Variant("bp")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: a model on batches of random images of one size."""
+
+    model: str
+    batch_size: int = 32
+    image_size: int | None = None
+    device: str = "cpu"
+    precision: str = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+    steps: int = 10
+    warmup: int = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One variant's cost; ratios are over backpropagation's, step by step in the same run.
+
+    `milliseconds` is the median step, `ratio_low` and `ratio_high` the quartiles of the ratio;
+    `memory_ratio` compares the peak memory of a step, `flop_ratio` the arithmetic: the floor of `ratio`.
+    """
+
+    variant: str
+    milliseconds: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    megabytes: float
+    memory_ratio: float
+    flop_ratio: float
+
+
+def bench_variants(rules: Sequence[str], strategies: Sequence[str]) -> list[Variant]:
+    """Return each rule with each of the strategies that it has; a collapsed one also without `K`."""
+    variants = []
+    for name in rules:
+        offered = RULES[name].strategies
+        chosen = [s for s in strategies if s in offered] if "collapsed" in offered else [None]
+        for strategy in chosen:
+            variants.append(Variant(name, strategy))
+            if strategy == "collapsed":
+                variants.append(Variant(name, strategy, forgotten=True))
+    return variants
+
+
+class Contestant:
+    """A model with its optimizer, ready to make one training step after another."""
+
+    def __init__(self, settings: Settings, variant: Variant, shape: tuple[int, ...]) -> None:
+        self.variant = variant
+        self._settings = settings
+        self._device = torch.device(settings.device)
+        torch.manual_seed(0)
+        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        options = {"strategy": variant.strategy} if variant.strategy not in (None, "collapsed") else {}
+        model = convert(build(settings.model), variant.rule, options=options, inplace=True)
+        self.model: nn.Module = model.to(self._device, memory_format=memory_format)
+        # Weight decay is small: K stays, unless it is to be dropped.
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+        if variant.strategy == "collapsed":
+            self._handle = couple(self.model, self.optimizer)
+            if variant.forgotten:
+                self._handle.forget_all()
+        self._forward: Any = torch.compile(self.model, fullgraph=True) if settings.compile else self.model
+        self._images = torch.randn(shape, device=self._device).contiguous(memory_format=memory_format)
+        self._targets = torch.randint(10, (shape[0],), device=self._device)
+
+    def step(self) -> None:
+        """Make one whole training step."""
+        with autocast(self._settings.precision, self._device):
+            output: Tensor = self._forward(self._images)
+        functional.cross_entropy(output.float(), self._targets).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def seconds(self) -> float:
+        """Return how long one step takes."""
+        self._wait()
+        started = time.perf_counter()
+        self.step()
+        self._wait()
+        return time.perf_counter() - started
+
+    def flops(self) -> int:
+        """Return the floating-point operations of one step's matrix products and convolutions."""
+        with FlopCounterMode(display=False) as counter:
+            self.step()
+        return int(counter.get_total_flops())
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def measure(settings: Settings, variants: Sequence[Variant]) -> list[Measurement]:
+    """Return each variant's cost, backpropagation first.
+
+    All variants live in one process and make their steps in turn, so that whatever slows the machine
+    slows all of them; the ratio is the median over the rounds.
+    """
+    size = settings.image_size
+    channels, *default_size = resolve(settings.model).input_size
+    shape = (settings.batch_size, channels, *([size, size] if size else default_size))
+    contestants = [Contestant(settings, variant, shape) for variant in (BACKPROPAGATION, *variants)]
+    for contestant in contestants:
+        for _ in range(settings.warmup):
+            contestant.step()
+    rounds = [[contestant.seconds() for contestant in contestants] for _ in range(settings.steps)]
+    memory = [peak_memory(contestant, torch.device(settings.device)) for contestant in contestants]
+    flops = [0 if settings.compile else contestant.flops() for contestant in contestants]
+    results = []
+    for index, contestant in enumerate(contestants):
+        times = [times[index] for times in rounds]
+        low, middle, high = statistics.quantiles([times[index] / times[0] for times in rounds], n=4)
+        results.append(
+            Measurement(
+                variant=str(contestant.variant),
+                milliseconds=1000 * statistics.median(times),
+                ratio=middle,
+                ratio_low=low,
+                ratio_high=high,
+                megabytes=memory[index] / 2**20,
+                memory_ratio=memory[index] / memory[0],
+                flop_ratio=flops[index] / flops[0] if flops[0] else float("nan"),
+            )
+        )
+    return results
+
+
+def peak_memory(contestant: Contestant, device: torch.device) -> float:
+    """Return the bytes that the model holds, its optimizer's state included, plus a step's own peak."""
+    gc.collect()
+    held = _held(contestant)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        contestant.step()
+        return held + torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        contestant.step()
+    return held + _peak_of(profile)
+
+
+def _held(contestant: Contestant) -> int:
+    tensors = [*contestant.model.parameters(), *contestant.model.buffers()]
+    tensors += [
+        t for state in contestant.optimizer.state.values() for t in state.values() if torch.is_tensor(t)
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _peak_of(profile: Any) -> int:
+    """Return the peak of the allocator's running total during a profile."""
+    total = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
