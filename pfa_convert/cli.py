@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,19 +14,27 @@ from typing import Any, NoReturn
 import click
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from pfa_convert.convert import convert
 from pfa_convert.errors import UserError
 from pfa_convert.models import available, build, resolve
 from pfa_convert.recipe import load_recipe, packaged_recipes
-from pfa_convert.reporting.console import ProgressWatcher, print_benchmark, print_conversion, print_result
+from pfa_convert.reporting.console import (
+    ProgressWatcher,
+    print_benchmark,
+    print_conversion,
+    print_coverage,
+    print_result,
+)
 from pfa_convert.rules import RULES
 from pfa_convert.saving import save
 from pfa_convert.training import train
 from pfa_convert.training.bench import Settings as BenchSettings
 from pfa_convert.training.bench import bench_variants, measure
 from pfa_convert.verify import forward_difference
+from pfa_convert.zoo import check_all
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -252,12 +261,22 @@ def recipes_command() -> None:
 
 @cli.command("models")
 @click.argument("pattern", required=False)
-def models_command(pattern: str | None) -> None:
+@click.option("--check", is_flag=True, help="Convert each on the meta device and write what became of it.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("coverage.csv"), show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count(), help="Processes.")
+def models_command(pattern: str | None, check: bool, output: Path, jobs: int) -> None:
     """List the models, those that match PATTERN (a glob or a part of the name)."""
     names = available(pattern)
     if not names:
         raise UserError(f"no model matches {pattern!r}", given=pattern, choices=available())
-    click.echo("\n".join(names))
+    if not check:
+        click.echo("\n".join(names))
+        return
+    lines = list(
+        track(check_all(names, output, jobs), total=len(names), console=console, description="models")
+    )
+    print_coverage(console, lines)
+    console.print(f"written to {output}")
 
 
 def main() -> NoReturn:

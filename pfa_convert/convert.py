@@ -73,7 +73,8 @@ def convert(
         rewrite_owner(converted.get_submodule(name), graphs)
     for site in sites:
         layer = converted.get_submodule(site.owner)
-        if stock_layer(layer) is not None and hasattr(layer, FEEDBACK_ATTRIBUTE.format(parameter="weight")):
+        holder, feedback = feedback_path(site.weight)
+        if stock_layer(layer) is not None and hasattr(converted.get_submodule(holder), feedback):
             rewrite_layer(layer)
 
     settings = {"rule": rule, "options": options, "overrides": overrides, "seed": seed, "reinit": reinit}

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pfa_convert.feedback.functional import FEEDBACK_CALLS
@@ -95,15 +97,45 @@ class _Redirect(TorchFunctionMode):
 
     def __init__(self, weights: Sequence[Tensor], feedbacks: Sequence[FeedbackWeight]) -> None:
         super().__init__()
-        self._pairs = tuple(zip(weights, feedbacks, strict=True))
+        self._pairs: list[tuple[Tensor, FeedbackWeight | GivenFeedback]] = list(
+            zip(weights, feedbacks, strict=True)
+        )
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is functional.multi_head_attention_forward:
+            with self:
+                return _attention_of_plain_calls(*args, **kwargs)
         if func in FEEDBACK_CALLS:
-            applied = kwargs.get("weight", args[1] if len(args) > 1 else None)
-            for weight, feedback in self._pairs:
-                if applied is weight:
-                    return FEEDBACK_CALLS[func](*args, feedback=feedback, **kwargs)
+            feedback = self._find(kwargs.get("weight", args[1] if len(args) > 1 else None))
+            if feedback is not None:
+                return FEEDBACK_CALLS[func](*args, feedback=feedback, **kwargs)
+        if func in (Tensor.split, Tensor.chunk):
+            feedback = self._find(args[0])
+            if isinstance(feedback, FeedbackWeight):
+                return self._divide(func, feedback, args, kwargs)
         return func(*args, **kwargs)
+
+    def _find(self, applied: Any) -> FeedbackWeight | GivenFeedback | None:
+        return next((feedback for weight, feedback in self._pairs if applied is weight), None)
+
+    def _divide(
+        self, func: Any, feedback: FeedbackWeight, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        """Divide a packed weight, and its feedback weight in the same way."""
+        weight, *rest = args
+        pieces: tuple[Tensor, ...] = func(tap(weight, feedback), *rest, **kwargs)
+        feedback_pieces = func(feedback.feedback_weight(weight), *rest, **kwargs)
+        self._pairs += [(piece, GivenFeedback(F)) for piece, F in zip(pieces, feedback_pieces, strict=True)]
+        return pieces
+
+
+# PyTorch's attention offers itself as a whole to a mode, before it applies any weight. Without that
+# question the same code makes its plain calls, which the mode then sees.
+_attention_of_plain_calls = FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    {**vars(functional), "has_torch_function": lambda _tensors: False},
+    argdefs=functional.multi_head_attention_forward.__defaults__,
+)

@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from pfa_convert.feedback.functional import FEEDBACK_CALLS, transposed_convolution
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.graph.layers import layout_of, stock_layer
+from pfa_convert.graph.layers import layout_of, stock_layer, stock_weights
 from pfa_convert.graph.sites import Site, Unconverted, site_name
 from pfa_convert.graph.trace import Call, Untraceable, call_of, is_weight, trace_forward
 
@@ -102,15 +102,17 @@ class _Walk:
 
     def _visit_layer(self, module: nn.Module) -> None:
         name = self._names[module]
-        weight = module._parameters.get("weight")
-        if isinstance(weight, UninitializedParameter):
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
             self._leave(name, module, (), "lazily built: run one batch through the model, then convert")
-        elif weight is None:
-            self._leave(name, module, (), "its weight is computed by a parametrization or a hook")
-        else:
-            path = f"{name}.weight" if name else "weight"
-            kind = (stock_layer(module) or type(module)).__name__
-            self._add(Site(site_name(path), kind, path, name, layout_of(module)))
+            return
+        for weight in stock_weights(module):
+            path = f"{name}.{weight}" if name else weight
+            holder, _, parameter = weight.rpartition(".")
+            if module.get_submodule(holder)._parameters.get(parameter) is None:
+                self._leave(name, module, (), "its weight is computed by a parametrization or a hook")
+            else:
+                kind = (stock_layer(module) or type(module)).__name__
+                self._add(Site(site_name(path), kind, path, name, layout_of(module, weight)))
 
     def _visit_graph(self, module: nn.Module, call: Call) -> None:
         name = self._names[module]

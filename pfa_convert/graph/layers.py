@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pfa_convert.feedback.effective import apply_inside
 from pfa_convert.feedback.functional import convolution, linear, transposed_convolution
 from pfa_convert.feedback.layout import WeightLayout
 
 FEEDBACK_ATTRIBUTE = "feedback_of_{parameter}"
 """The submodule that holds a parameter's feedback state, in the module that holds the parameter."""
+
+
+def stock_weights(module: nn.Module) -> list[str]:
+    """Return the names of the weights that one of PyTorch's layers applies, relative to the layer."""
+    if not isinstance(module, nn.MultiheadAttention):
+        return ["weight"]
+    packed = module._qkv_same_embed_dim
+    projections = ["in_proj_weight"] if packed else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    return [*projections, "out_proj.weight"]
 
 
 def stock_layer(module: nn.Module) -> type[nn.Module] | None:
@@ -23,9 +34,9 @@ def stock_layer(module: nn.Module) -> type[nn.Module] | None:
     return None
 
 
-def layout_of(module: nn.Module) -> WeightLayout:
-    """Return the layout of the weight of one of PyTorch's layers."""
-    weight: Any = module.weight
+def layout_of(module: nn.Module, weight_name: str = "weight") -> WeightLayout:
+    """Return the layout of a weight of one of PyTorch's layers."""
+    weight: Any = operator.attrgetter(weight_name)(module)
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     return WeightLayout(tuple(weight.shape), int(getattr(module, "groups", 1)), transposed)
 
@@ -69,6 +80,17 @@ def _transposed_convolution(self: Any, input: Tensor, output_size: list[int] | N
     )
 
 
+def _attention(self: Any, *args: Any, **kwargs: Any) -> Any:
+    weights, feedbacks = [], []
+    for path in stock_weights(self):
+        holder, _, name = path.rpartition(".")
+        feedback = getattr(self.get_submodule(holder), FEEDBACK_ATTRIBUTE.format(parameter=name), None)
+        if feedback is not None:
+            weights.append(self.get_parameter(path))
+            feedbacks.append(feedback)
+    return apply_inside(nn.MultiheadAttention.forward, weights, feedbacks, self, *args, **kwargs)
+
+
 STOCK_FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
@@ -77,4 +99,5 @@ STOCK_FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.ConvTranspose1d: _transposed_convolution,
     nn.ConvTranspose2d: _transposed_convolution,
     nn.ConvTranspose3d: _transposed_convolution,
+    nn.MultiheadAttention: _attention,
 }

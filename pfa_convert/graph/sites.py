@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pfa_convert.feedback.layout import WeightLayout
@@ -37,6 +38,11 @@ class Unconverted:
     weight_shape: tuple[int, ...]
     reason: str
     rule: None = None
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of the weight."""
+        return math.prod(self.weight_shape) if self.weight_shape else 0
 
 
 def site_name(weight: str) -> str:

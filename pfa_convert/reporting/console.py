@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import groupby
 from typing import Any
 
@@ -14,6 +15,7 @@ from pfa_convert.graph.report import ConversionReport, SiteReport
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.bench import Measurement, Settings
 from pfa_convert.training.loop import RunResult, Watcher
+from pfa_convert.zoo import Coverage
 
 ROWS = 24
 """A model with more sites than this is shown by groups."""
@@ -143,3 +145,12 @@ def print_benchmark(console: Console, settings: Settings, measurements: list[Mea
             f"{m.memory_ratio:.3f}",
         )
     console.print(table)
+
+
+def print_coverage(console: Console, lines: list[Coverage]) -> None:
+    """Print how many models were converted wholly, partly and not at all, and the reasons."""
+    for status, count in Counter(line.status for line in lines).most_common():
+        console.print(f"{count:>5} {status}")
+    reasons = Counter(reason for line in lines for reason in line.reasons.split("; ") if reason)
+    for reason, count in reasons.most_common():
+        console.print(f"{count:>5} models: {reason}", markup=False)
