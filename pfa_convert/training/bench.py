@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,11 +180,24 @@ def peak_memory(contestant: Contestant, device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         contestant.step()
         return held + torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _silence(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         contestant.step()
     return held + _peak_of(profile)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what the profiler's own code writes to the standard error away from the user."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _held(contestant: Contestant) -> int:

@@ -1,5 +1,6 @@
 """Every rule on every layer, against the formula written out."""
 
+import copy
 import math
 
 import pytest
@@ -92,20 +93,128 @@ def test_explicit_and_fused_agree_and_R_learns_with_B_transposed(name, density):
     assert left.item() == pytest.approx(right.item(), rel=1e-10)
 
 
-@pytest.mark.parametrize("name", ["linear", "conv2d groups", "transposed 2d groups"])
+@pytest.mark.parametrize("name", CASES)
 def test_brsf_draws_anew_at_each_step(name):
     case = CASES[name]
     model = converted_layer(case, "brsf")
     x, delta = problem(case)
     torch.manual_seed(5)
-    first, _ = gradients(model, x, delta)
+    first, parameters = gradients(model, x, delta)
     second, _ = gradients(model, x, delta)
     assert not torch.equal(first, second)
     torch.manual_seed(5)
     W = model[0].weight.detach()
     bound = math.sqrt(3) * sigma(W)
     F = torch.empty_like(W).uniform_(-bound, bound).abs() * W.sign()
-    assert relative_error(first, literal(case.layer, F, x, delta)[0]) <= EXACT
+    dx, plain = literal(case.layer, F, x, delta)
+    assert relative_error(first, dx) <= EXACT
+    assert all(relative_error(parameters[f"0.{key}"], plain[key]) <= EXACT for key in plain)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("rule", ["fa", "usf", "kp", "pfa", "pfa-o"])
+def test_sparse_feedback_is_the_literal_formula_with_masks(rule, name):
+    case = CASES[name]
+    options = {"expansion": 3} if rule == "pfa" else {}
+    model = converted_layer(case, rule, feedback_density=0.5, **options)
+    feedback = model[0].feedback_of_weight
+    x, delta = problem(case)
+    W = model[0].weight.detach()
+    F = expected_F(rule, model[0], feedback)
+    if rule == "usf":
+        F = F * feedback.mask
+    got_dx, got = gradients(model, x, delta)
+    dx, plain = literal(case.layer, F, x, delta)
+    assert relative_error(got_dx, dx) <= EXACT
+    assert relative_error(got["0.weight"], plain["weight"]) <= EXACT
+    if rule in ("fa", "kp", "usf"):  # about half of the connections are there
+        assert abs((F != 0).double().mean() - 0.5) < 4 * math.sqrt(0.25 / W.numel())
+    if rule == "kp":
+        assert relative_error(got["0.feedback_of_weight.F"], plain["weight"] * feedback.mask) <= EXACT
+        assert ((feedback.F != 0) <= (feedback.mask != 0)).all()
+    if rule in ("pfa", "pfa-o"):
+        assert ((feedback.R != 0) <= (feedback.mask != 0)).all()
+        assert (got["0.feedback_of_weight.R"][feedback.mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kp_learns_with_the_weights_own_gradient(name):
+    case = CASES[name]
+    _, got = gradients(converted_layer(case, "kp"), *problem(case))
+    assert torch.equal(got["0.feedback_of_weight.F"], got["0.weight"])
+
+
+@pytest.mark.parametrize("rule", ["pfa", "pfa-o"])
+@pytest.mark.parametrize("name", [n for n in CASES if "transposed" not in n])
+def test_B_of_a_grouped_convolution_is_one_block_diagonal_matrix(name, rule):
+    layer = converted_layer(CASES[name], rule)[0]
+    feedback, groups = layer.feedback_of_weight, getattr(layer, "groups", 1)
+    B = torch.block_diag(*feedback.B)
+    expansion = 10 if rule == "pfa" else 1
+    assert B.shape == (layer.weight.shape[0], expansion * layer.weight.shape[0])
+    assert len(feedback.B) == groups and feedback.R.shape == (B.shape[1], *layer.weight.shape[1:])
+    F = torch.einsum("om,m...->o...", B, feedback.R)
+    assert relative_error(feedback.feedback_weight(layer.weight), F) <= EXACT
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "transposed" not in n])
+def test_R_learns_from_what_its_own_neurons_see(name):
+    """`dL/dR` is the weight gradient of a layer with N_mid outputs that receives the error `B^T delta`."""
+    case = CASES[name]
+    model = converted_layer(case, "pfa", expansion=2)
+    feedback = model[0].feedback_of_weight
+    x, delta = problem(case)
+    middle = copy.deepcopy(case.layer).double()
+    middle.weight, middle.bias = nn.Parameter(feedback.R.detach().clone()), None
+    B = torch.block_diag(*feedback.B)
+    channels = -1 if isinstance(middle, nn.Linear) else 1 if x.dim() == middle.weight.dim() else 0
+    below = torch.tensordot(delta, B, dims=([channels], [0])).movedim(-1, channels)
+    if not isinstance(middle, nn.Linear):
+        middle.out_channels = B.shape[1]
+    dx, expected = gradients(middle, x, below)
+    got_dx, got = gradients(model, x, delta)
+    assert relative_error(got_dx, dx) <= EXACT
+    assert relative_error(got["0.feedback_of_weight.R"], expected["weight"]) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d groups", "transposed 2d groups", "conv3d"])
+def test_random_weights_are_drawn_as_pytorchs_xavier_does(name):
+    torch.manual_seed(0)
+    layer = CASES[name].layer
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(layer.weight)
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    for rule, state in (("fa", "F0"), ("kp", "F"), ("frsf", "magnitude")):
+        drawn = getattr(converted_layer(CASES[name], rule)[0].feedback_of_weight, state)
+        assert 0.8 * bound < drawn.abs().max() <= bound * (1 + 1e-6)
+        assert drawn.abs().mean().item() == pytest.approx(bound / 2, rel=6 / math.sqrt(12 * drawn.numel()))
+    R = converted_layer(CASES[name], "pfa")[0].feedback_of_weight.R
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(R)
+    assert R.abs().max().item() == pytest.approx(math.sqrt(6 / (fan_in + fan_out)), rel=0.05)
+    usf = converted_layer(CASES[name], "usf")[0]
+    F = usf.feedback_of_weight.feedback_weight(usf.weight)
+    assert relative_error(F, sigma(layer.weight) * layer.weight.sign()) < 1e-6
+    assert sigma(layer.weight) == pytest.approx(bound / math.sqrt(3))
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d groups", "conv2d depthwise", "transposed 2d groups"])
+def test_B_of_pfa_o_is_orthogonal_in_each_group(name):
+    B = converted_layer(CASES[name], "pfa-o")[0].feedback_of_weight.B
+    identity = torch.eye(B.shape[1], dtype=B.dtype).expand_as(B)
+    assert (B @ B.transpose(1, 2) - identity).abs().max() < 1e-6  # drawn in float32
+
+
+@pytest.mark.parametrize("rule", ["kp", "pfa-o", "pfa"])
+def test_plastic_feedback_forgets_where_it_began(rule):
+    model = convert(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), rule).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.5, weight_decay=0.1)
+    x = torch.randn(16, 6, dtype=torch.float64)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (model(x) - 9 * x[:, :3]).square().mean().backward()
+        optimizer.step()
+    W, feedback = model[1].weight, model[1].feedback_of_weight
+    plastic, followed = (feedback.F, W) if rule == "kp" else (feedback.R, feedback.B[0].t() @ W)
+    assert W.norm() > 1 and relative_error(plastic, followed) < 1e-6
 
 
 @pytest.mark.parametrize("rule", ["fa", "usf", "kp", "pfa", "pfa-o"])
@@ -120,12 +229,13 @@ def test_missing_connections_stay_missing_while_training(rule):
     missing = before.detach() == 0
     assert 0.5 < missing.double().mean() < 0.9
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+    begun = model[2].weight.clone()
     for _ in range(5):
         optimizer.zero_grad()
         model(torch.randn(8, 20)).square().mean().backward()
         optimizer.step()
     after = feedback.feedback_weight(model[2].weight) if plastic is None else getattr(feedback, plastic)
-    assert (after.detach()[missing] == 0).all()
+    assert (after.detach()[missing] == 0).all() and not torch.equal(model[2].weight, begun)
 
 
 @pytest.mark.parametrize("density", [1.0, 0.3])
@@ -183,11 +293,29 @@ def test_a_layers_draw_depends_on_seed_and_name_alone():
         ("pfa", {"expansion": -1}, "greater than 0"),
         ("fa", {"feedback_density": 2}, "less than or equal to 1"),
         ("pfa", {"strategy": "fuse"}, "did you mean 'fused'"),
+        ("pfa", {"expansion": "ten"}, "expansion"),
+        ("pfa-o", {"expansion": 3}, "expansion"),
+        ("brsf", {"feedback_density": 0.5}, "feedback_density"),
+        ("PFA", {}, "unknown rule 'PFA'"),
     ],
 )
 def test_wrong_options_name_the_nearest_choice(rule, options, message):
     with pytest.raises(UserError, match=message):
         make_rule(rule, options)
+
+
+@pytest.mark.xfail(strict=True, raises=OverflowError, reason="infinity passes the bound `gt=0`")
+def test_an_infinite_expansion_is_a_mistake():
+    with pytest.raises(UserError, match="expansion"):
+        convert(nn.Linear(2, 2), options={"expansion": float("inf")})
+
+
+def test_converting_leaves_the_global_random_state_alone():
+    torch.manual_seed(3)
+    expected = torch.randn(4)
+    torch.manual_seed(3)
+    convert(nn.Sequential(copy.deepcopy(CASES["linear"].layer)), "pfa")
+    assert torch.equal(torch.randn(4), expected)
 
 
 def test_a_new_rule_is_one_class_that_registers_itself():
