@@ -126,15 +126,16 @@ def test_a_rule_changes_the_gradients_below_its_site_and_no_other(site):
     assert all(not torch.equal(ours[name], theirs[name]) for name in names[:above] if theirs[name].any())
 
 
-def test_explicit_and_fused_agree_in_a_whole_model(case):
-    plain, x = case
-    plain, x = copy.deepcopy(plain).double(), x[:2].double()
+@pytest.mark.parametrize("name", ["beit", "resnet20"])
+def test_explicit_and_fused_agree_in_a_whole_model(name):
+    torch.manual_seed(0)
+    plain, x = MODELS[name][0]().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     options = {"expansion": 1.5}
     explicit = gradients(convert(plain, "pfa", options={**options, "strategy": "explicit"}), x)
     fused = gradients(convert(plain, "pfa", options=options), x)
     assert explicit.keys() == fused.keys() and any(name.endswith(".R") for name in fused)
     # Rounding errors add up over the layers, as they do between any two orders of summation.
-    assert all(relative_error(fused[n], explicit[n]) < 1e-10 for n in fused if explicit[n].any())
+    assert all(relative_error(fused[n], explicit[n]) < 1e-10 for n in fused if explicit[n].norm() > 1e-9)
 
 
 def test_channels_last_keeps_outputs_and_gradients():
@@ -146,7 +147,7 @@ def test_channels_last_keeps_outputs_and_gradients():
     model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     assert model.conv1(x).is_contiguous(memory_format=torch.channels_last)
     ours = gradients(model, x)
-    assert all(relative_error(ours[n], reference[n]) < 1e-10 for n in ours if reference[n].any())
+    assert all(relative_error(ours[n], reference[n]) < 1e-10 for n in ours if reference[n].norm() > 1e-9)
 
 
 def test_a_copy_is_converted_unless_asked_for_in_place():
@@ -171,7 +172,7 @@ def test_the_mode_and_frozen_weights_are_kept():
     plain = torchvision.models.resnet18(num_classes=10).eval()
     plain.conv1.weight.requires_grad_(False)
     model = convert(plain, "pfa", options={"expansion": 1})
-    assert not any(module.training for module in model.modules() if "feedback" not in type(module).__name__)
+    assert not any(module.training for name, module in model.named_modules() if "feedback_of" not in name)
     assert not model.conv1.weight.requires_grad and model.fc.weight.requires_grad
 
 

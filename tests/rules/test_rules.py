@@ -206,9 +206,9 @@ def test_B_of_pfa_o_is_orthogonal_in_each_group(name):
 @pytest.mark.parametrize("rule", ["kp", "pfa-o", "pfa"])
 def test_plastic_feedback_forgets_where_it_began(rule):
     model = convert(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), rule).double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.5, weight_decay=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5, weight_decay=0.4)
     x = torch.randn(16, 6, dtype=torch.float64)
-    for _ in range(400):
+    for _ in range(500):
         optimizer.zero_grad()
         (model(x) - 9 * x[:, :3]).square().mean().backward()
         optimizer.step()
