@@ -34,7 +34,7 @@ def beit():
 MODELS = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 64),
     "mobilenet_v3": (lambda: torchvision.models.mobilenet_v3_small(num_classes=10), 64),
-    "vit": (lambda: timm.create_model("test_vit", num_classes=10), 160),
+    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10), 64),
     "beit": (beit, 32),
     "nfnet": (lambda: timm.create_model("test_nfnet", num_classes=10), 96),
     "resnet20": (lambda: build("paper/resnet20"), 32),
