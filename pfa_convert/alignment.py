@@ -83,14 +83,16 @@ def _weight_gradients(
     model: nn.Module, names: list[str], loss_fn: Callable[[Any, Any], Tensor], inputs: Any, targets: Any
 ) -> dict[str, Tensor]:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    weights = [model.get_parameter(name) for name in names]
+    weights = {name: model.get_parameter(name) for name in names}
+    learned = {name: weight for name, weight in weights.items() if weight.requires_grad}
     with torch.random.fork_rng(), torch.enable_grad():
         loss = loss_fn(model(inputs), targets)
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        found = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
+    gradients = dict(zip(learned, found, strict=True))
     return {
-        name: torch.zeros_like(weight) if gradient is None else gradient
-        for name, weight, gradient in zip(names, weights, gradients, strict=True)
+        name: torch.zeros_like(weight) if gradients.get(name) is None else gradients[name]
+        for name, weight in weights.items()
     }

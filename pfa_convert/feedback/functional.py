@@ -16,13 +16,13 @@ from pfa_convert.feedback.weight import FeedbackWeight
 _LINEAR = Linear()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, feedback: FeedbackWeight) -> Tensor:
-    """Return `functional.linear(x, weight, bias)`; the error goes back through `feedback`."""
-    return apply_feedback(_LINEAR, feedback.pathway, x, weight, bias, feedback.state())
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, feedback: FeedbackWeight) -> Tensor:
+    """Return `functional.linear(input, weight, bias)`; the error goes back through `feedback`."""
+    return apply_feedback(_LINEAR, feedback.pathway, input, weight, bias, feedback.state())
 
 
 def convolution(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
@@ -32,7 +32,7 @@ def convolution(
     *,
     feedback: FeedbackWeight,
 ) -> Tensor:
-    """Return `functional.convNd(x, weight, ...)`; the error goes back through `feedback`.
+    """Return `functional.convNd(input, weight, ...)`; the error goes back through `feedback`.
 
     The number of dimensions is the weight's. Padding `'same'` of an even kernel pads the input
     unevenly before the convolution, as PyTorch does.
@@ -40,13 +40,13 @@ def convolution(
     dimensions = weight.dim() - 2
     stride, dilation = _each(stride, dimensions), _each(dilation, dimensions)
     if isinstance(padding, str):
-        x, padding = _named_padding(x, padding, tuple(weight.shape[2:]), dilation)
+        input, padding = _named_padding(input, padding, tuple(weight.shape[2:]), dilation)
     operation = Convolution(stride, _each(padding, dimensions), dilation, groups)
-    return apply_feedback(operation, feedback.pathway, x, weight, bias, feedback.state())
+    return apply_feedback(operation, feedback.pathway, input, weight, bias, feedback.state())
 
 
 def transposed_convolution(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
@@ -57,7 +57,7 @@ def transposed_convolution(
     *,
     feedback: FeedbackWeight,
 ) -> Tensor:
-    """Return `functional.conv_transposeNd(x, weight, ...)`; the error goes back through `feedback`."""
+    """Return `functional.conv_transposeNd(input, weight, ...)`; the error goes back through `feedback`."""
     dimensions = weight.dim() - 2
     operation = Convolution(
         _each(stride, dimensions),
@@ -67,7 +67,7 @@ def transposed_convolution(
         transposed=True,
         output_padding=_each(output_padding, dimensions),
     )
-    return apply_feedback(operation, feedback.pathway, x, weight, bias, feedback.state())
+    return apply_feedback(operation, feedback.pathway, input, weight, bias, feedback.state())
 
 
 FEEDBACK_CALLS: dict[Callable[..., Any], Callable[..., Tensor]] = {

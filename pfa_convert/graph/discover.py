@@ -60,7 +60,7 @@ def weight_uses(owner: nn.Module, graph: fx.Graph) -> Iterator[WeightUse]:
             source = _raw_weight(owner, weight) if isinstance(weight, fx.Node) else None
             if source is not None:
                 yield WeightUse(node, source, weight)
-        elif isinstance(node.target, FunctionType):
+        elif isinstance(node.target, FunctionType) and not node.target.__module__.startswith("torch."):
             for source in node.all_input_nodes:
                 if _is_layer_weight(owner, source):
                     yield WeightUse(node, source, source, leaf_function=True)

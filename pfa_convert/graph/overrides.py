@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pfa_convert.errors import UserError
 from pfa_convert.graph.sites import Site
@@ -39,6 +39,7 @@ def decide(
         UserError: for an unknown rule or option, a malformed override, or one that matches no site.
     """
     default = make_rule(rule, options)
+    shared: dict[Tensor, Decision] = {}
     chosen = [
         (_Matcher(override, index), *_override_rule(override, index, rule, options))
         for index, override in enumerate(overrides)
@@ -52,9 +53,13 @@ def decide(
                 used.add(index)
                 decision = Decision(site, override_rule, where)
                 break
+        first = shared.setdefault(model.get_parameter(site.weight), decision)
+        if first.rule != decision.rule:
+            decision = Decision(site, first.rule, f"shares the weight of {first.site.name}")
         decisions.append(decision)
     for index, (matcher, _, where) in enumerate(chosen):
         if index not in used and not any(matcher(model, site) for site in sites):
+            matcher.refuse_unknown_attributes(model, sites, where)
             choices = {s.kind for s in sites} if matcher.pattern is None else {s.name for s in sites}
             raise UserError(
                 f"{matcher} matches no site",
@@ -107,6 +112,14 @@ class _Matcher:
             return False
         layer = model.get_submodule(site.owner)
         return all(_same(getattr(layer, name, None), value) for name, value in self._attributes.items())
+
+    def refuse_unknown_attributes(self, model: nn.Module, sites: Sequence[Site], where: str) -> None:
+        """Raise UserError for an attribute that no layer of the type has."""
+        layers = [model.get_submodule(site.owner) for site in sites if site.kind == self.kind]
+        known = {name for layer in layers for name in vars(layer) if not name.startswith("_")}
+        for name in self._attributes if layers else ():
+            if name not in known:
+                raise UserError(f"unknown key {name!r}", where=where, given=name, choices=known)
 
     def __str__(self) -> str:
         if self.pattern is not None:

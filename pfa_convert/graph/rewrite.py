@@ -74,6 +74,7 @@ def _forward_by_call(self: Any, *args: Any, **kwargs: Any) -> Any:
 def _rewritten(owner: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
     """Rewrite the graph in place and return its code as a function of the owner and its arguments."""
     inside: dict[fx.Node, list[fx.Node]] = {}
+    taps: dict[fx.Node, fx.Node] = {}
     for use in list(weight_uses(owner, graph)):
         holder, attribute = feedback_path(str(use.source.target))
         if not hasattr(owner.get_submodule(holder), attribute):
@@ -83,7 +84,7 @@ def _rewritten(owner: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
         elif use.weight is use.source:
             _rewrite_direct(graph, use)
         else:
-            _rewrite_effective(graph, use)
+            _rewrite_effective(graph, use, taps)
     for node, sources in inside.items():
         _rewrite_leaf_function(graph, node, sources)
     graph.lint()
@@ -102,16 +103,18 @@ def _rewrite_direct(graph: fx.Graph, use: WeightUse) -> None:
     use.node.target = FEEDBACK_CALLS[use.node.target]  # type: ignore[index]
 
 
-def _rewrite_effective(graph: fx.Graph, use: WeightUse) -> None:
-    """Tap the raw weight, and send the error through the same function of the raw feedback weight."""
+def _rewrite_effective(graph: fx.Graph, use: WeightUse, taps: dict[fx.Node, fx.Node]) -> None:
+    """Tap the raw weight, once, and send the error through the same function of the raw feedback weight."""
     call: Any = use.node.target
-    path = _path(use.source, use.weight)
-    weight_function, others = _weight_function(graph, use, path)
+    start = taps.get(use.source, use.source)
+    path = _path(start, use.weight)
+    weight_function, others = _weight_function(start, use.weight, path)
     feedback = _feedback_node(graph, use.source)
-    with graph.inserting_after(feedback):
-        tapped = graph.call_function(tap, (use.source, feedback))
-    for node in path:
-        node.replace_input_with(use.source, tapped)
+    if use.source not in taps:
+        with graph.inserting_after(feedback):
+            taps[use.source] = graph.call_function(tap, (use.source, feedback))
+        for node in path:
+            node.replace_input_with(use.source, taps[use.source])
 
     def effective(feedback: FeedbackWeight, V: Tensor, others: Any, *args: Any, **kwargs: Any) -> Tensor:
         return apply_effective(call, weight_function, feedback, V, others, *args, **kwargs)
@@ -146,11 +149,11 @@ def _path(source: fx.Node, weight: fx.Node) -> list[fx.Node]:
 
 
 def _weight_function(
-    graph: fx.Graph, use: WeightUse, path: list[fx.Node]
+    start: fx.Node, weight: fx.Node, path: list[fx.Node]
 ) -> tuple[Callable[..., Tensor], list[fx.Node]]:
     """Return the computation along the path as a function of the raw weight and of other nodes."""
     copied = fx.Graph()
-    images = {use.source: copied.placeholder("V")}
+    images = {start: copied.placeholder("V")}
     others: list[fx.Node] = []
     for node in path:
         for outside in node.all_input_nodes:
@@ -158,7 +161,7 @@ def _weight_function(
                 images[outside] = copied.placeholder(f"other_{len(others)}")
                 others.append(outside)
         images[node] = copied.node_copy(node, lambda n: images[n])
-    copied.output(images[use.weight])
+    copied.output(images[weight])
     function = _compile(copied)
     return (lambda *args: function(None, *args)), others
 

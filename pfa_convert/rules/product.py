@@ -56,7 +56,9 @@ class ProductFeedbackAlignment(ProductRule):
     formula = "F = B R, dR = B^T dW"
     source = "Li & Benna 2024, arXiv 2405.20594"
 
-    expansion: float = Field(10.0, gt=0, description="middle neurons per output neuron, N_mid / N_out")
+    expansion: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="middle neurons per output neuron, N_mid / N_out"
+    )
 
     def draw_B(self, layout: WeightLayout, draw: Draw) -> Tensor:
         """Draw `B` uniformly with variance `1 / (density N_mid)`, as Xavier's with the paper's gain."""

@@ -346,9 +346,6 @@ def test_convolutions_as_functions_on_own_parameters():
 
 
 @pytest.mark.parametrize("convolution", [True, False])
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="FEEDBACK_CALLS take `x`, PyTorch's functions `input`"
-)
 def test_every_argument_may_be_given_by_keyword(convolution):
     class Keywords(nn.Module):
         def __init__(self):
@@ -398,7 +395,6 @@ def test_a_weight_that_is_applied_in_parts_sends_the_error_through_the_same_part
     ],
     ids=["chunked", "standardised, applied twice"],
 )
-@pytest.mark.xfail(strict=True, reason="one tap per use in a row: R's gradient is multiplied by the uses")
 def test_a_computed_weight_that_is_used_again_teaches_R_once(make, shape, name):
     model = convert(nn.Sequential(make()).double(), "pfa", options={"expansion": 2})
     model(torch.randn(shape, dtype=torch.float64)).square().sum().backward()
@@ -416,7 +412,6 @@ class TokenLookup(nn.Module):
         return self.head(functional.embedding(tokens, self.head.weight))
 
 
-@pytest.mark.xfail(strict=True, reason="any Python function that takes a layer's weight is taken for a site")
 def test_looking_up_rows_of_a_weight_is_not_a_site():
     model = convert(TokenLookup(), "fa")
     assert [(site.name, site.kind) for site in model.conversion.sites] == [("head", "Linear")]
@@ -437,7 +432,6 @@ def test_a_normalised_weight_of_a_child():
     assert relative_error(error_below(model, torch.randn(3, 4).double()), expected) <= EXACT
 
 
-@pytest.mark.xfail(strict=True, reason="the normalising function, not the linear one, is taken for the site")
 def test_a_normalised_weight_is_a_site_of_the_function_that_applies_it():
     (site,) = convert(CosineReadout(), "fa").conversion.sites
     assert site.kind == "linear()"
@@ -538,16 +532,12 @@ def test_a_module_called_twice_is_one_site():
     assert len(model.conversion.sites) == 1 and model[0] is model[2]
 
 
-@pytest.mark.xfail(strict=True, reason="the report names the second use's own rule, the first use's is used")
 def test_the_report_tells_the_rule_that_a_tied_weight_really_has():
     model = convert(tied(), "fa", overrides=[{"match": "2", "rule": "bp"}])
     has_feedback = [hasattr(model[index], "feedback_of_weight") for index in (0, 2)]
     assert [site.rule != "bp" for site in model.conversion.sites] == has_feedback
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a misspelt attribute is compared with nothing; the message names the type"
-)
 def test_a_misspelt_attribute_in_an_override_is_named():
     with pytest.raises(UserError, match="did you mean 'kernel_size'"):
         convert(NET, overrides=[{"type": "Conv2d", "kernal_size": 1, "rule": "bp"}])

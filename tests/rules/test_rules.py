@@ -304,7 +304,6 @@ def test_wrong_options_name_the_nearest_choice(rule, options, message):
         make_rule(rule, options)
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="infinity passes the bound `gt=0`")
 def test_an_infinite_expansion_is_a_mistake():
     with pytest.raises(UserError, match="expansion"):
         convert(nn.Linear(2, 2), options={"expansion": float("inf")})
