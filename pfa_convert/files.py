@@ -47,3 +47,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given = metadata.get("format", "none")
         raise UserError(f"has the format {given!r}, this version reads {FORMAT!r}", where=str(path))
     return tensors, json.loads(metadata["header"])
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of a file of ours without its tensors."""
+    with safe_open(path, framework="pt") as file:
+        header: dict[str, Any] = json.loads(file.metadata()["header"])
+    return header

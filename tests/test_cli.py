@@ -30,6 +30,8 @@ def test_prints_a_table_and_writes_a_file_that_loads(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "20 sites converted (19 fa, 1 bp), 0 skipped" in result.stdout
     assert "unchanged to the last bit" in result.stdout
+    again = run(path)
+    assert "20 sites converted (19 fa, 1 bp), 0 skipped" in again.stdout and again.returncode == 0
     model = load(path)
     assert model.conversion.counts() == {"fa": 19, "bp": 1}
 
@@ -70,6 +72,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):
     assert words in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\x10\0\0\0\0\0\0\0 not a header at all")
+    result = run(path)
+    assert result.returncode == 2 and "is not a readable safetensors file" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_factory_of_the_users_own(tmp_path):

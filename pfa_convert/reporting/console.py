@@ -17,6 +17,8 @@ from pfa_convert.training.bench import Measurement, Settings
 from pfa_convert.training.loop import RunResult, Watcher
 from pfa_convert.zoo import Coverage
 
+console = Console(highlight=False, soft_wrap=True)
+
 ROWS = 24
 """A model with more sites than this is shown by groups."""
 
