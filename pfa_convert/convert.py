@@ -20,7 +20,7 @@ from pfa_convert.graph.discover import discover
 from pfa_convert.graph.layers import FEEDBACK_ATTRIBUTE, stock_layer
 from pfa_convert.graph.overrides import Decision, decide
 from pfa_convert.graph.report import ConversionReport, SiteReport
-from pfa_convert.graph.rewrite import feedback_path, restore, rewrite_layer, rewrite_owner
+from pfa_convert.graph.rewrite import feedback_path, restore, rewrite_layer, rewrite_owner, rewrite_untraced
 from pfa_convert.rules.base import Draw
 
 
@@ -71,6 +71,8 @@ def convert(
     added = attach_feedback(converted, decisions, seed)
     for name, graphs in found.graphs.items():
         rewrite_owner(converted.get_submodule(name), graphs)
+    for name in found.untraced:
+        rewrite_untraced(converted.get_submodule(name))
     for site in sites:
         layer = converted.get_submodule(site.owner)
         holder, feedback = feedback_path(site.weight)
@@ -115,7 +117,8 @@ def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) 
         feedback = attached.get(model.get_parameter(decision.site.weight))
         if feedback is not None:
             holder, name = feedback_path(decision.site.weight)
-            model.get_submodule(holder).add_module(name, feedback)
+            module = model.get_submodule(holder)
+            module.add_module(name, feedback.train(module.training))
     return added
 
 

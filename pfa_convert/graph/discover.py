@@ -14,7 +14,14 @@ from pfa_convert.feedback.functional import FEEDBACK_CALLS, transposed_convoluti
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.graph.layers import layout_of, stock_layer, stock_weights
 from pfa_convert.graph.sites import Site, Unconverted, site_name
-from pfa_convert.graph.trace import Call, Untraceable, call_of, is_weight, trace_forward
+from pfa_convert.graph.trace import (
+    Call,
+    Untraceable,
+    call_of,
+    is_weight,
+    may_apply_weights,
+    trace_forward,
+)
 
 
 @dataclass
@@ -22,12 +29,14 @@ class Discovery:
     """What a walk through a model found.
 
     `sites` in the order of execution, `unconverted` with reasons, and the `graphs` of the modules whose
-    own forward applies a weight, by module name and call.
+    own forward applies a weight, by module name and call. `untraced` are the modules without a graph
+    whose code names a function that applies weights.
     """
 
     sites: dict[tuple[str, str], Site] = field(default_factory=dict)
     unconverted: dict[str, Unconverted] = field(default_factory=dict)
     graphs: dict[str, dict[Call, fx.Graph]] = field(default_factory=dict)
+    untraced: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,8 @@ class _Walk:
         try:
             graph = trace_forward(module, call)
         except Untraceable as reason:
+            if may_apply_weights(module):
+                self.found.untraced.add(name)
             for own, weight in module.named_parameters(recurse=False):
                 if is_weight(weight):
                     path = f"{name}.{own}" if name else own

@@ -12,6 +12,7 @@ from torch.nn import functional
 from pfa_convert.feedback.effective import apply_inside
 from pfa_convert.feedback.functional import convolution, linear, transposed_convolution
 from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.weight import FeedbackWeight
 
 FEEDBACK_ATTRIBUTE = "feedback_of_{parameter}"
 """The submodule that holds a parameter's feedback state, in the module that holds the parameter."""
@@ -80,15 +81,16 @@ def _transposed_convolution(self: Any, input: Tensor, output_size: list[int] | N
     )
 
 
-def _attention(self: Any, *args: Any, **kwargs: Any) -> Any:
-    weights, feedbacks = [], []
-    for path in stock_weights(self):
-        holder, _, name = path.rpartition(".")
-        feedback = getattr(self.get_submodule(holder), FEEDBACK_ATTRIBUTE.format(parameter=name), None)
-        if feedback is not None:
-            weights.append(self.get_parameter(path))
-            feedbacks.append(feedback)
-    return apply_inside(nn.MultiheadAttention.forward, weights, feedbacks, self, *args, **kwargs)
+def forward_with_redirection(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a module's plain forward; its own uses of its and its children's weights get their feedback."""
+    pairs = [
+        (holder.get_parameter(feedback.parameter_name), feedback)
+        for holder in (self, *self.children())
+        for feedback in holder.children()
+        if isinstance(feedback, FeedbackWeight)
+    ]
+    weights, feedbacks = [weight for weight, _ in pairs], [feedback for _, feedback in pairs]
+    return apply_inside(type(self).plain_class.forward, weights, feedbacks, self, *args, **kwargs)
 
 
 STOCK_FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {
@@ -99,5 +101,5 @@ STOCK_FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.ConvTranspose1d: _transposed_convolution,
     nn.ConvTranspose2d: _transposed_convolution,
     nn.ConvTranspose3d: _transposed_convolution,
-    nn.MultiheadAttention: _attention,
+    nn.MultiheadAttention: forward_with_redirection,
 }

@@ -17,7 +17,7 @@ from pfa_convert.feedback.effective import apply_effective, apply_inside, tap
 from pfa_convert.feedback.functional import FEEDBACK_CALLS
 from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.graph.discover import WeightUse, weight_uses
-from pfa_convert.graph.layers import FEEDBACK_ATTRIBUTE, STOCK_FORWARDS, stock_layer
+from pfa_convert.graph.layers import FEEDBACK_ATTRIBUTE, STOCK_FORWARDS, forward_with_redirection, stock_layer
 from pfa_convert.graph.trace import Call, call_of, trace_forward
 
 
@@ -26,6 +26,11 @@ def rewrite_layer(layer: nn.Module) -> None:
     stock = stock_layer(layer)
     if stock is not None and not hasattr(type(layer), "plain_class"):
         layer.__class__ = _subclass(type(layer), STOCK_FORWARDS[stock])  # type: ignore[arg-type]
+
+
+def rewrite_untraced(module: nn.Module) -> None:
+    """Give a module that cannot be traced a forward that redirects its own uses of layers' weights."""
+    module.__class__ = _subclass(type(module), forward_with_redirection)  # type: ignore[arg-type]
 
 
 def rewrite_owner(owner: nn.Module, graphs: dict[Call, fx.Graph]) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.parameter import UninitializedParameter
 
+from pfa_convert.feedback.functional import FEEDBACK_CALLS
+
 TENSOR = "<traced>"
 """Stands for an argument that is traced, in the place of one that is baked into the graph."""
 
@@ -132,6 +134,14 @@ def _leaf_functions() -> tuple[Callable[..., Any], ...]:
     from timm.layers.padding import pad_same
 
     return (*(f for f in get_notrace_functions() if callable(f)), pad_same)
+
+
+def may_apply_weights(module: nn.Module) -> bool:
+    """Say whether the code of the module's class names one of the functions that apply a weight."""
+    names = {getattr(call, "__name__", "") for call in FEEDBACK_CALLS}
+    classes = [c for c in type(module).__mro__ if not c.__module__.startswith("torch.nn")]
+    codes = [getattr(member, "__code__", None) for c in classes for member in vars(c).values()]
+    return any(code is not None and names.intersection(code.co_names) for code in codes)
 
 
 def _reason(error: Exception) -> str:

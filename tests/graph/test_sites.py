@@ -476,11 +476,6 @@ class ChildsWeightBehindControlFlow(nn.Module):
         return functional.linear(x, self.fc.weight) if x.norm() > 0 else x
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a child of an untraceable module counts as converted though its own forward is never called: "
-    "it keeps backpropagation, and the report denies it",
-)
 def test_a_layer_whose_weight_an_untraceable_module_applies_itself_is_not_missed_silently():
     plain = ChildsWeightBehindControlFlow()
     model = convert(plain, "fa")
