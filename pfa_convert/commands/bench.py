@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import click
 
+from pfa_convert.errors import UserError
 from pfa_convert.reporting.console import console, print_benchmark
-from pfa_convert.training.bench import Settings as BenchSettings
-from pfa_convert.training.bench import bench_variants, measure
+from pfa_convert.reporting.figures import growth_figure
+from pfa_convert.training.bench import Settings, bench_variants, measure
 
 
 @click.command("bench")
@@ -27,6 +29,8 @@ from pfa_convert.training.bench import bench_variants, measure
     "--steps", type=click.IntRange(min=2), default=10, show_default=True, help="Measured steps of each."
 )
 @click.option("--scale", is_flag=True, help="Measure at a quarter of, half of, and the whole batch size.")
+@click.option("--widths", help="Measure at these widths, for models with such an option: 16,32,64.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the growth with --scale or --widths.")
 @click.option("--json", "as_json", is_flag=True)
 def bench_command(
     model: str,
@@ -34,18 +38,37 @@ def bench_command(
     strategies: str,
     batch_size: int,
     scale: bool,
+    widths: str | None,
+    plot: Path | None,
     compiled: bool,
     as_json: bool,
     **rest: Any,
 ) -> None:
     """Measure step time and memory of rules and strategies over backpropagation's on MODEL."""
     variants = bench_variants(rules.split(","), strategies.split(","))
-    sizes = sorted({max(1, batch_size // 4), max(1, batch_size // 2), batch_size}) if scale else [batch_size]
+    base = Settings(model=model, batch_size=batch_size, compile=compiled, **rest)
+    settings = {batch_size: base}
+    if widths is not None:
+        settings = {width: replace(base, width=width) for width in _numbers(widths)}
+    elif scale:
+        sizes = sorted({max(1, batch_size // 4), max(1, batch_size // 2), batch_size})
+        settings = {size: replace(base, batch_size=size) for size in sizes}
     tables = {}
-    for size in sizes:
-        settings = BenchSettings(model=model, batch_size=size, compile=compiled, **rest)
-        tables[size] = measure(settings, variants)
+    for value, setting in settings.items():
+        tables[value] = measure(setting, variants)
         if not as_json:
-            print_benchmark(console, settings, tables[size])
+            print_benchmark(console, setting, tables[value])
     if as_json:
-        click.echo(json.dumps({size: [asdict(m) for m in table] for size, table in tables.items()}, indent=1))
+        click.echo(
+            json.dumps({value: [asdict(m) for m in table] for value, table in tables.items()}, indent=1)
+        )
+    if plot is not None:
+        axis = "width" if widths is not None else "batch size"
+        growth_figure(tables, axis, f"{model}, {base.precision}, {base.device}", plot)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return sorted({int(number) for number in text.split(",")})
+    except ValueError:
+        raise UserError(f"{text!r} is not a list of whole numbers", where="--widths") from None

@@ -127,6 +127,7 @@ def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
 def print_benchmark(console: Console, settings: Settings, measurements: list[Measurement]) -> None:
     """Print each variant's cost over backpropagation's."""
     size = f", {settings.image_size} px" if settings.image_size else ""
+    size += f", width {settings.width}" if settings.width else ""
     threads = f"{torch.get_num_threads()} threads" if settings.device == "cpu" else settings.device
     compiled = ", compiled" if settings.compile else ""
     console.print(

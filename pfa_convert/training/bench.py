@@ -42,11 +42,15 @@ BACKPROPAGATION = Variant("bp")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: a model on batches of random images of one size."""
+    """What is measured: a model on batches of random images of one size.
+
+    `width` goes to the model's constructor, where it takes one.
+    """
 
     model: str
     batch_size: int = 32
     image_size: int | None = None
+    width: int | None = None
     device: str = "cpu"
     precision: str = "fp32"
     compile: bool = False
@@ -96,7 +100,8 @@ class Contestant:
         torch.manual_seed(0)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         options = {"strategy": variant.strategy} if variant.strategy not in (None, "collapsed") else {}
-        model = convert(build(settings.model), variant.rule, options=options, inplace=True)
+        size = {} if settings.width is None else {"width": settings.width}
+        model = convert(build(settings.model, **size), variant.rule, options=options, inplace=True)
         self.model: nn.Module = model.to(self._device, memory_format=memory_format)
         # Weight decay is small: K stays, unless it is to be dropped.
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
