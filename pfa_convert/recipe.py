@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pfa_convert.errors import UserError
-
-LARGEST_FILE = 1_000_000
-"""Bytes; a longer file is no recipe."""
+from pfa_convert.recipe_text import merge, read_mapping, with_settings
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(BaseModel):
     """`model:` the plain model; further keys go to its constructor."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str
     num_classes: int | None = Field(default=None, ge=1)
@@ -52,11 +50,16 @@ class DataSection(_Section):
 class OptimizerSection(BaseModel):
     """`optimizer:` any class of torch.optim by name; further keys are its arguments."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = "sgd"
     lr: float = Field(default=0.1, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The optimizer's keyword arguments: the keys that were given, and the learning rate."""
+        return {"lr": self.lr, **self.model_dump(exclude={"name"}, exclude_unset=True)}
 
 
 class ScheduleSection(_Section):
@@ -64,8 +67,17 @@ class ScheduleSection(_Section):
 
     name: Literal["multistep", "cosine", "constant"] = "multistep"
     milestones: list[float] = []
-    gamma: float = 0.1
+    gamma: float = Field(default=0.1, ge=0)
     warmup_epochs: float = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _no_key_without_effect(self) -> ScheduleSection:
+        useless = self.model_fields_set & {"milestones", "gamma"}
+        if self.name != "multistep" and useless:
+            raise ValueError(f"a {self.name} schedule has no {' and no '.join(sorted(useless))}")
+        if self.milestones != sorted(self.milestones):
+            raise ValueError("the milestones are not in ascending order")
+        return self
 
 
 class TrainSection(_Section):
@@ -76,7 +88,7 @@ class TrainSection(_Section):
     lr_schedule: ScheduleSection = ScheduleSection(name="constant")
     weight_decay_schedule: ScheduleSection = ScheduleSection(name="constant")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seeds: list[int] = [0]
+    seeds: list[int] = Field(default=[0], min_length=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     gradient_accumulation: int = Field(default=1, ge=1)
     clip_norm: float | None = Field(default=None, gt=0)
@@ -88,7 +100,7 @@ class TrainSection(_Section):
 class ExpectSection(_Section):
     """`expect:` the published number to compare with, in percent."""
 
-    metric: str
+    metric: Literal["validation_top1", "test_top1"]
     mean: float
     std: float | None = None
     source: str = ""
@@ -97,7 +109,7 @@ class ExpectSection(_Section):
 class Recipe(_Section):
     """A whole experiment."""
 
-    name: str
+    name: str = Field(pattern=r"^[\w][\w.+-]*$")
     model: ModelSection
     convert: ConvertSection = ConvertSection()
     init: Literal["xavier_uniform"] | None = None
@@ -123,17 +135,46 @@ def load_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
     path = find_recipe(source)
     content = _resolve_extends(path, ())
     content.setdefault("name", path.stem)
-    for setting in settings:
-        _apply_setting(content, setting)
-    return parse_recipe(content, str(source))
+    return parse_recipe(with_settings(content, settings), str(source))
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     """Return the recipe with this content; raises UserError with `where` and the key otherwise."""
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise _explain(error, where) from None
+    optimizer_class(recipe.train.optimizer, f"{where}: train.optimizer")
+    return recipe
+
+
+def optimizer_class(section: OptimizerSection, where: str) -> type[torch.optim.Optimizer]:
+    """Return the class of torch.optim that a section names, whatever its capitals.
+
+    Raises:
+        UserError: for an unknown name, or an argument or value that the class does not take.
+    """
+    unusable = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
+    classes = {
+        name.lower(): value
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value not in unusable
+    }
+    name = section.name.lower()
+    if name not in classes:
+        raise UserError(f"unknown optimizer {section.name!r}", where=where, given=name, choices=classes)
+    chosen = classes[name]
+    known = set(inspect.signature(chosen).parameters) - {"params"}
+    for argument in section.arguments:
+        if argument not in known:
+            raise UserError(
+                f"{chosen.__name__} takes no {argument!r}", where=where, given=argument, choices=known
+            )
+    try:
+        chosen([torch.zeros(1, 1, requires_grad=True)], **section.arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{chosen.__name__}: {error}", where=where) from None
+    return chosen
 
 
 def packaged_recipes() -> dict[str, Path]:
@@ -160,60 +201,15 @@ def _resolve_extends(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     """Return the file's content laid over that of the recipe it extends."""
     if path.resolve() in children:
         raise UserError("extends itself", where=str(path))
-    content = _read(path)
+    content = read_mapping(path)
     base = content.pop("extends", None)
     if base is None:
         return content
-    beside = path.parent / f"{base}.yaml"
-    base_path = beside if beside.is_file() else find_recipe(base)
-    return _merge(_resolve_extends(base_path, (*children, path.resolve())), content)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    where = str(path)
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"is too large for a recipe: more than {LARGEST_FILE:,} bytes", where=where)
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UserError("aliases (*name) are not allowed in a recipe", where=where)
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=where) from None
-    except UnicodeDecodeError:
-        raise UserError("is not UTF-8 text", where=where) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"is not valid YAML: {error or 'nested too deeply'}", where=where) from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError("is not a mapping of names to values", where=where)
-    return content
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = copy.deepcopy(dict(base))
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _apply_setting(content: dict[str, Any], setting: str) -> None:
-    key, equals, text = setting.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"{setting!r} is not of the form key=value", where="--set")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"the value {text!r} is not valid YAML", where=f"--set {key}") from None
-    *path, last = key.split(".")
-    section = content
-    for name in path:
-        section = section.setdefault(name, {})
-        if not isinstance(section, dict):
-            raise UserError(f"{name!r} is not a section", where=f"--set {setting}")
-    section[last] = value
+    if not isinstance(base, str):
+        raise UserError(f"key 'extends': not the name of a recipe: {base!r}", where=str(path))
+    beside = (path.parent / base, path.parent / f"{base}.yaml")
+    base_path = next((file for file in beside if file.is_file()), None) or find_recipe(base)
+    return merge(_resolve_extends(base_path, (*children, path.resolve())), content)
 
 
 def _explain(error: ValidationError, where: str) -> UserError:

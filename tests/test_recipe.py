@@ -57,6 +57,26 @@ def test_a_recipe_survives_being_written_out(tmp_path):
         ("extends: nosuch\nmodel: {name: paper/mlp}", "unknown recipe 'nosuch'"),
         ("extends: bad", "extends itself"),
         ("[" * 5000, "not valid YAML"),
+        ("extends: [a]\nmodel: {name: paper/mlp}", "key 'extends'"),
+        ("model: {name: paper/mlp}\nname: ../../elsewhere", "key 'name'"),
+        (
+            "model: {name: paper/mlp}\ntrain: {epochs: 3}\ntrain: {epochs: 4}",
+            "'train' is given twice, line 3",
+        ),
+        ("model: {name: paper/mlp}\ntrain: {seeds: []}", "key 'train.seeds'"),
+        ("model: {name: paper/mlp}\ntrain: {optimizer: {lr: .inf}}", "finite number"),
+        (
+            "model: {name: paper/mlp}\ntrain: {lr_schedule: {name: cosine, gamma: 0.1}}",
+            "a cosine schedule has no gamma",
+        ),
+        (
+            "model: {name: paper/mlp}\ntrain: {lr_schedule: {milestones: [3, 1]}}",
+            "not in ascending order",
+        ),
+        ("model: {name: paper/mlp}\ntrain: {optimizer: {name: adamw, momentum: 0.9}}", "takes no 'momentum'"),
+        ("model: {name: paper/mlp}\ntrain: {optimizer: {name: sgdd}}", "did you mean 'sgd'"),
+        ("model: {name: paper/mlp}\ntrain: {optimizer: {momentum: -1}}", "Invalid momentum"),
+        ("model: {name: paper/mlp}\ntrain: {optimizer: {name: lbfgs}}", "unknown optimizer 'lbfgs'"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_file_and_key(tmp_path, text, message):
@@ -76,3 +96,27 @@ def test_files_that_are_no_recipes(tmp_path):
         load_recipe(tmp_path / "huge.yaml")
     with pytest.raises(UserError, match="is a folder"):
         load_recipe(tmp_path)
+
+
+def test_a_base_is_found_beside_the_recipe_that_extends_it(tmp_path):
+    (tmp_path / "base.yaml").write_text("model: {name: paper/mlp}\ntrain: {epochs: 2, seeds: [1, 2, 3]}\n")
+    (tmp_path / "inner").mkdir()
+    path = tmp_path / "inner" / "mine.yaml"
+    path.write_text("extends: ../base.yaml\ntrain: {seeds: [7]}\n")
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.train.epochs, recipe.train.seeds) == ("mine", 2, [7])
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("model: {name: paper/mlp}\ntrain: {optimizer: {name: AdamW, lr: 1e-3, eps: 1e-8}}\n")
+    arguments = load_recipe(path, ["train.optimizer.weight_decay=5E-4"]).train.optimizer.arguments
+    assert arguments == {"lr": 1e-3, "eps": 1e-8, "weight_decay": 5e-4}
+
+
+@pytest.mark.parametrize(
+    "setting", ["train.epochs", "=3", "train..epochs=3", "name.x=1", "name=[", "name=*x"]
+)
+def test_a_malformed_setting_is_refused(setting):
+    with pytest.raises(UserError, match="--set"):
+        load_recipe("digits-mlp-pfa", [setting])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from pfa_convert.convert import convert
 from pfa_convert.errors import UserError
 from pfa_convert.models import build
-from pfa_convert.recipe import OptimizerSection, Recipe
+from pfa_convert.recipe import OptimizerSection, Recipe, optimizer_class
 
 
 def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
@@ -39,26 +38,10 @@ def make_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.O
     Raises:
         UserError: for an unknown name, or an argument that the optimizer does not take.
     """
-    classes = {
-        name.lower(): value
-        for name, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
-    }
-    chosen = classes.get(section.name.lower())
     where = "train.optimizer"
-    if chosen is None:
-        raise UserError(
-            f"unknown optimizer {section.name!r}", where=where, given=section.name.lower(), choices=classes
-        )
-    arguments = section.model_dump(exclude={"name"})
-    known = set(inspect.signature(chosen).parameters) - {"params"}
-    for argument in arguments:
-        if argument not in known:
-            raise UserError(
-                f"{chosen.__name__} takes no {argument!r}", where=where, given=argument, choices=known
-            )
+    chosen = optimizer_class(section, where)
     try:
-        optimizer: torch.optim.Optimizer = chosen(model.parameters(), **arguments)
+        optimizer: torch.optim.Optimizer = chosen(model.parameters(), **section.arguments)
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where=where) from error
     return optimizer
