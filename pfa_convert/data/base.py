@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,11 +31,13 @@ class Split(Protocol):
     def __len__(self) -> int:
         """Return the number of images."""
 
-    def batches(self, batch_size: int, share: Share, order_seed: int | None = None) -> Batches:
-        """Yield images and labels.
+    def batches(
+        self, batch_size: int, share: Share, order_seed: int | None = None, start: int = 0
+    ) -> Batches:
+        """Yield images and labels, this process's share of each batch, from the batch `start` on.
 
-        With an `order_seed`: shuffled and augmented, a pure function of that seed, the last
-        incomplete batch of `batch_size` (over all processes) kept. Without: in order, as they are.
+        With an `order_seed`: shuffled and augmented, a pure function of that seed. Without: in order, as
+        they are; the last share may then be empty.
         """
 
 
@@ -85,18 +86,41 @@ def load_data(
         raise UserError(str(error), where=f"data set {dataset!r}") from error
 
 
+def batch_starts(count: int, batch_size: int, share: Share, training: bool) -> range:
+    """Return where each batch begins among `count` images; `batch_size` is that of all processes together.
+
+    The last, incomplete batch counts, unless in training it is too small for every process to have a part.
+    """
+    rest = count % batch_size
+    return range(0, count - rest if training and rest < share.world else count, batch_size)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each channel, of values in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Return the function from uint8 images `(N, C, H, W)` to normalised ones of the default dtype."""
+        dtype = torch.get_default_dtype()
+        mean = torch.tensor(self.mean, device=device, dtype=dtype).view(1, -1, 1, 1) * 255
+        scale = 1 / (torch.tensor(self.std, device=device, dtype=dtype).view(1, -1, 1, 1) * 255)
+        return lambda images: images.to(dtype).sub_(mean).mul_(scale)
+
+
 @dataclass(frozen=True)
 class DeviceSplit:
     """Images `(N, C, H, W)` uint8 and labels `(N,)` on a device.
 
-    Batches are scaled to [0, 1] and normalised by `mean` and `std` per channel; in training they are
-    flipped (`flip`) and shifted by up to `padding` pixels, zeros coming in.
+    Batches are normalised; in training they are flipped (`flip`) and shifted by up to `padding` pixels,
+    zeros coming in.
     """
 
     images: Tensor
     labels: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalisation: Normalisation
     flip: bool = False
     padding: int = 0
 
@@ -104,32 +128,30 @@ class DeviceSplit:
         """Return the number of images."""
         return len(self.labels)
 
-    def batches(self, batch_size: int, share: Share, order_seed: int | None = None) -> Batches:
-        """Yield normalised float32 images and int64 labels, this process's share of each batch."""
-        device = self.images.device
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
-        scale = 1 / (torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255)
-        shuffled = order_seed is not None
+    def batches(
+        self, batch_size: int, share: Share, order_seed: int | None = None, start: int = 0
+    ) -> Batches:
+        """Yield normalised images and int64 labels, this process's share of each batch."""
+        count, shuffled = len(self), order_seed is not None
+        normalise = self.normalisation.on(self.images.device)
         generator = torch.Generator().manual_seed(order_seed or 0)
-        count = len(self)
         order = torch.randperm(count, generator=generator) if shuffled else torch.arange(count)
-        order = order.to(device)
-        for index in range(math.ceil(count / batch_size)):
-            whole = order[index * batch_size : (index + 1) * batch_size]
-            augmentation = self._draw(len(whole), generator) if shuffled else None
-            mine = slice(share.rank, None, share.world)
-            images = (self.images[whole[mine]].float() - mean) * scale
+        order = order.to(self.images.device)
+        augmentation = self._draw(generator) if shuffled else None
+        for first in batch_starts(count, batch_size, share, shuffled)[start:]:
+            mine = slice(first + share.rank, min(first + batch_size, count), share.world)
+            images = normalise(self.images[order[mine]])
             if augmentation is not None:
                 images = self._augment(images, augmentation[mine])
-            yield images, self.labels[whole[mine]]
+            yield images, self.labels[order[mine]]
 
-    def _draw(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """Return `(count, 3)`: flip, and the shift down and to the right, for each image."""
+    def _draw(self, generator: torch.Generator) -> Tensor | None:
+        """Return `(N, 3)`: flip, and the shift down and to the right, for each image of an epoch."""
         if not self.flip and not self.padding:
             return None
-        flips = torch.randint(2, (count, 1), generator=generator)
-        shifts = torch.randint(2 * self.padding + 1, (count, 2), generator=generator)
-        return torch.cat([flips, shifts], dim=1).to(self.images.device, non_blocking=True)
+        flips = torch.randint(2, (len(self), 1), generator=generator)
+        shifts = torch.randint(2 * self.padding + 1, (len(self), 2), generator=generator)
+        return torch.cat([flips, shifts], dim=1).to(self.images.device)
 
     def _augment(self, images: Tensor, drawn: Tensor) -> Tensor:
         flips, shifts = drawn[:, 0], drawn[:, 1:]

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
-from pfa_convert.data.base import DATASETS, Data, DeviceSplit, hold_out, require_folder
+from pfa_convert.data.base import DATASETS, Data, DeviceSplit, Normalisation, hold_out, require_folder
+from pfa_convert.data.image_files import ImageFiles, decode, list_images
 from pfa_convert.errors import UserError
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 @DATASETS.register("cifar10")
 def cifar10(*, root: Path, validation: int, device: torch.device, **_: Any) -> Data:
     """Return CIFAR-10 from `root/cifar10/{train,test}/CLASS/` or `root/cifar-10-batches-py`."""
     if (root / "cifar10").is_dir():
-        return _data(
-            [_image_folder(root / "cifar10", part) for part in ("train", "test")], 10, validation, device
-        )
+        return _data(_image_folder(root / "cifar10"), 10, validation, device)
     return _torchvision("CIFAR10", "cifar-10-batches-py", root, 10, validation, device)
 
 
@@ -51,45 +55,51 @@ def _torchvision(
 
 
 def _data(parts: list[tuple[Tensor, Tensor]], classes: int, validation: int, device: torch.device) -> Data:
-    (train_images, train_labels), (test_images, test_labels) = parts
-    train = DeviceSplit(
-        train_images.contiguous().to(device), train_labels.to(device), MEAN, STD, flip=True, padding=4
+    train, test = (
+        DeviceSplit(images.contiguous().to(device), labels.to(device), NORMALISATION)
+        for images, labels in parts
     )
-    test = DeviceSplit(test_images.contiguous().to(device), test_labels.to(device), MEAN, STD)
-    return hold_out(train, test, validation, num_classes=classes)
+    return hold_out(replace(train, flip=True, padding=4), test, validation, num_classes=classes)
 
 
-def _image_folder(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Return images and labels of one part; decoded once, then kept beside the folder as safetensors."""
-    cache = folder / f"{part}.safetensors"
-    if cache.is_file():
-        kept = load_file(cache)
-        return kept["images"], kept["labels"]
-    require_folder(folder / part, "cifar10", "it should hold one folder of images per class")
-    classes = sorted(entry.name for entry in (folder / part).iterdir() if entry.is_dir())
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / part / name).iterdir())
+def _image_folder(folder: Path) -> list[tuple[Tensor, Tensor]]:
+    """Return images and labels of training and test images."""
+    hint = "it should have the folders train and test, each with one folder of images per class"
+    for part in ("train", "test"):
+        require_folder(folder / part, "cifar10", hint)
+    train = list_images(folder / "train")
+    if len(train.classes) != 10:
+        raise UserError(f"has {len(train.classes)} classes, CIFAR-10 has 10", where=str(folder / "train"))
+    test = list_images(folder / "test", train.classes)
+    return [
+        _decoded(folder / f"{part}.safetensors", files) for part, files in (("train", train), ("test", test))
     ]
+
+
+def _decoded(cache: Path, files: ImageFiles) -> tuple[Tensor, Tensor]:
+    """Return the images `(N, 3, 32, 32)` uint8 and labels; decoded once, then kept in the cache.
+
+    The cache is for this list of files alone; where it cannot be written, every run decodes.
+    """
+    names = "\n".join(os.path.relpath(path, cache.parent) for path in files.paths)
+    listed = hashlib.sha256(names.encode()).hexdigest()
+    try:
+        with safe_open(cache, framework="pt") as kept:
+            if kept.metadata() == {"files": listed}:
+                return kept.get_tensor("images"), kept.get_tensor("labels")
+    except (SafetensorError, OSError):
+        pass
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = torch.stack(list(pool.map(_decode, [path for path, _ in files])))
-    labels = torch.tensor([label for _, label in files])
-    partial = cache.with_suffix(f".{os.getpid()}.part")
+        decoded = list(pool.map(lambda path: pil_to_tensor(decode(path)), files.paths))
+    for path, image in zip(files.paths, decoded, strict=True):
+        if image.shape != (3, 32, 32):
+            raise UserError(f"has the size {image.shape[2]} x {image.shape[1]}, not 32 x 32", where=path)
+    images, labels = torch.stack(decoded), torch.tensor(files.labels)
+    partial = cache.with_name(f".{cache.name}.{os.getpid()}.part")
     try:
-        save_file({"images": images, "labels": labels}, partial)
+        save_file({"images": images, "labels": labels}, partial, metadata={"files": listed})
         partial.replace(cache)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    except (SafetensorError, OSError):
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return images, labels
-
-
-def _decode(path: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-    from torchvision.transforms.functional import pil_to_tensor
-
-    try:
-        with Image.open(path) as image:
-            return pil_to_tensor(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot be read as an image: {error}", where=str(path)) from error

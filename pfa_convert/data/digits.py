@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pfa_convert.data.base import DATASETS, Data, DeviceSplit, hold_out
+from pfa_convert.data.base import DATASETS, Data, DeviceSplit, Normalisation, hold_out
 
 TEST_IMAGES = 360
 
@@ -21,7 +21,7 @@ def digits(*, validation: int, device: torch.device, **_: Any) -> Data:
     labels = torch.from_numpy(bundled.target).long().to(device)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(device)
     images, labels = images[order], labels[order]
-    mean, std = (0.305,), (0.376,)
-    train = DeviceSplit(images[TEST_IMAGES:], labels[TEST_IMAGES:], mean, std)
-    test = DeviceSplit(images[:TEST_IMAGES], labels[:TEST_IMAGES], mean, std)
+    normalisation = Normalisation((0.305,), (0.376,))
+    train = DeviceSplit(images[TEST_IMAGES:], labels[TEST_IMAGES:], normalisation)
+    test = DeviceSplit(images[:TEST_IMAGES], labels[:TEST_IMAGES], normalisation)
     return hold_out(train, test, validation, num_classes=10)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pfa_convert.data.base import DATASETS, Data, DeviceSplit, hold_out, require_folder
+from pfa_convert.data.base import DATASETS, Data, DeviceSplit, Normalisation, hold_out, require_folder
 from pfa_convert.errors import UserError
 
 
@@ -35,5 +35,5 @@ def _load(name: str, root: Path, validation: int, device: torch.device, mean: fl
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(f"{error}", where=f"data set {name!r} in {root}") from error
         images = found.data.unsqueeze(1).to(device)
-        splits.append(DeviceSplit(images, found.targets.to(device), (mean,), (std,)))
+        splits.append(DeviceSplit(images, found.targets.to(device), Normalisation((mean,), (std,))))
     return hold_out(splits[0], splits[1], validation, num_classes=10)

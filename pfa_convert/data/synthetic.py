@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pfa_convert.data.base import DATASETS, Data, DeviceSplit, hold_out
+from pfa_convert.data.base import DATASETS, Data, DeviceSplit, Normalisation, hold_out
 
 
 @DATASETS.register("synthetic")
@@ -22,11 +22,11 @@ def synthetic(
     """Return `images` training and a quarter as many test images of the given shape."""
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.randint(256, (num_classes, *shape), generator=generator)
+    normalisation = Normalisation((0.5,) * shape[0], (0.25,) * shape[0])
     splits = []
     for count in (images, images // 4):
         labels = torch.randint(num_classes, (count,), generator=generator)
         noise = torch.randint(256, (count, *shape), generator=generator)
         mixed = ((prototypes[labels] + 3 * noise) // 4).to(torch.uint8)
-        channels = (0.5,) * shape[0]
-        splits.append(DeviceSplit(mixed.to(device), labels.to(device), channels, (0.25,) * shape[0]))
+        splits.append(DeviceSplit(mixed.to(device), labels.to(device), normalisation))
     return hold_out(splits[0], splits[1], validation, num_classes=num_classes)

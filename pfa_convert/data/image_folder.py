@@ -1,0 +1,159 @@
+"""Folders of images of any size: ImageNet, Imagenette, and the user's own; decoded by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from pfa_convert.data.base import DATASETS, Batches, Data, Normalisation, Share, batch_starts
+from pfa_convert.data.image_files import ImageFiles, decode, list_images
+from pfa_convert.errors import UserError
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HINT = "it should have the folders train and val, each with one folder of images per class"
+
+
+@DATASETS.register("imagefolder")
+def image_folder(
+    *,
+    root: Path,
+    validation: int,
+    device: torch.device,
+    workers: int,
+    image_size: int = 224,
+    resize: int = 256,
+    folder: str | None = None,
+) -> Data:
+    """Return the images in `root/{train,val}/CLASS/`; the images in `val` are the test images.
+
+    For training, a crop of random area and shape is scaled to `image_size` and flipped at random; for
+    evaluation the shorter side is scaled to `resize` and the centre cut out. `folder` is looked for in
+    `root` first.
+    """
+    base = _find(root, [folder] if folder else [])
+    training_files = list_images(base / "train")
+    test_files = list_images(base / "val", training_files.classes)
+    test = FileSplit(test_files, image_size, resize, device, workers)
+    common = {"num_classes": len(training_files.classes), "image_shape": (3, image_size, image_size)}
+    if validation >= len(training_files):
+        raise UserError(f"validation: {validation} leaves none of the {len(training_files)} training images")
+    if not validation:
+        return Data(replace(test, files=training_files), test, None, **common)  # type: ignore[arg-type]
+    order = torch.randperm(len(training_files), generator=torch.Generator().manual_seed(0)).tolist()
+    train, held_out = (
+        replace(test, files=training_files.select(part))
+        for part in (order[:-validation], order[-validation:])
+    )
+    return Data(train, held_out, test, **common)  # type: ignore[arg-type]
+
+
+@DATASETS.register("imagenet")
+def imagenet(**arguments: Any) -> Data:
+    """Return ImageNet from `root/imagenet` or `root`; to try a recipe, also from `root/imagenette`."""
+    root = arguments["root"]
+    small = not _complete(root / "imagenet") and not _complete(root) and _complete(root / "imagenette")
+    return image_folder(folder="imagenette" if small else "imagenet", **arguments)
+
+
+@DATASETS.register("imagenette")
+def imagenette(*, image_size: int = 128, resize: int = 128, **arguments: Any) -> Data:
+    """Return Imagenette, ten classes of ImageNet, from `root/imagenette` or `root`."""
+    return image_folder(image_size=image_size, resize=resize, folder="imagenette", **arguments)
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Image files that worker processes decode and cut; normalised on the device."""
+
+    files: ImageFiles
+    image_size: int
+    resize: int
+    device: torch.device
+    workers: int
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+    def batches(
+        self, batch_size: int, share: Share, order_seed: int | None = None, start: int = 0
+    ) -> Batches:
+        """Yield images `(batch, 3, size, size)` and labels; every image has random numbers of its own."""
+        count, shuffled = len(self), order_seed is not None
+        generator = torch.Generator().manual_seed(order_seed or 0)
+        order = torch.randperm(count, generator=generator) if shuffled else torch.arange(count)
+        seeds = torch.randint(2**62, (count,), generator=generator)
+        keys = torch.stack([order, seeds], dim=1)
+        mine = [
+            keys[first : first + batch_size][share.rank :: share.world].tolist()
+            for first in batch_starts(count, batch_size, share, shuffled)[start:]
+        ]
+        loader = DataLoader(
+            _Decoder(self.files, _transform(self.image_size, self.resize, shuffled)),
+            batch_sampler=[part for part in mine if part],
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.workers else None,
+        )
+        return self._to_device(loader)
+
+    def _to_device(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        scale = IMAGENET.on(self.device)
+        for batch in loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+            yield scale(images), labels
+
+
+class _Decoder(Dataset[Any]):
+    """Decodes and cuts the image with the index and the seed that it is asked for."""
+
+    def __init__(self, files: ImageFiles, transform: Any) -> None:
+        self.files = files
+        self.transform = transform
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
+        index, seed = key
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            try:
+                return self.transform(decode(self.files.paths[index])), self.files.labels[index]
+            except UserError as error:  # a worker's exception would arrive with its traceback as text
+                return str(error)
+
+
+def _collate(items: list[Any]) -> Any:
+    for item in items:
+        if isinstance(item, str):
+            return item
+    images, labels = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _transform(image_size: int, resize: int, augment: bool) -> Any:
+    if augment:
+        cut = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
+    else:
+        cut = [v2.Resize(resize), v2.CenterCrop(image_size)]
+    return v2.Compose([*cut, v2.PILToTensor()])
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "train").is_dir() and (folder / "val").is_dir()
+
+
+def _find(root: Path, names: list[str]) -> Path:
+    candidates = [*(root / name for name in names), root]
+    for candidate in candidates:
+        if _complete(candidate):
+            return candidate
+    raise UserError(f"the folder {candidates[0]} is missing or incomplete: {HINT}; pass --data DIR")
