@@ -95,6 +95,7 @@ class TrainSection(_Section):
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False
+    ema: float | None = Field(default=None, gt=0, lt=1)
 
 
 class ExpectSection(_Section):

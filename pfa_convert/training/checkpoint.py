@@ -1,8 +1,9 @@
-"""Checkpoints: everything that the next epoch depends on, in one file."""
+"""Checkpoints: everything that a run depends on from there on, in one file; nothing is pickled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,27 @@ from pfa_convert.errors import UserError
 from pfa_convert.files import load_tensors, save_tensors
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint holds beside model, optimizer and random numbers."""
+
+    averages: dict[str, Tensor]
+    scaler: dict[str, Any]
+    progress: dict[str, Any]
+
+
 def save_training(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: Mapping[str, Tensor],
+    scaler: Mapping[str, Any],
+    progress: Mapping[str, Any],
 ) -> None:
-    """Write everything that the next epoch depends on."""
+    """Write a checkpoint; the file appears whole or not at all."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"random.{name}": state for name, state in _random_states().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in averages.items()}
     scalars: dict[str, dict[str, Any]] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -26,13 +42,17 @@ def save_training(
                 tensors[f"optimizer.{index}.{name}"] = value
             else:
                 scalars.setdefault(str(index), {})[name] = value
-    save_tensors(path, tensors, {"progress": progress, "optimizer": scalars})
+    save_tensors(path, tensors, {"progress": progress, "optimizer": scalars, "scaler": scaler})
 
 
-def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore model, optimizer and random numbers; return the progress that was saved."""
+def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Loaded:
+    """Restore model, optimizer and random numbers; return the rest.
+
+    Raises:
+        UserError: if the file is damaged, or of another model or recipe.
+    """
     tensors, header = load_tensors(path)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}, "average": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
@@ -49,8 +69,7 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     torch.set_rng_state(parts["random"]["cpu"])
     if "cuda" in parts["random"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(parts["random"]["cuda"])
-    progress: dict[str, Any] = header["progress"]
-    return progress
+    return Loaded(parts["average"], header.get("scaler", {}), header["progress"])
 
 
 def _random_states() -> dict[str, Tensor]:

@@ -1,17 +1,18 @@
-"""Judging a model: loss and accuracy over a split, and the module where a NaN began."""
+"""Judging a model: loss and accuracy over a split, exact also with several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from pfa_convert.data.base import Share, Split
+from pfa_convert.recipe import TrainSection
 
 
 @dataclass(frozen=True)
@@ -29,34 +30,63 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtypes[precision]) if precision in dtypes else nullcontext()
 
 
+def to_device_format(images: Tensor, section: TrainSection) -> Tensor:
+    """Return the images in the memory format that the recipe asks for."""
+    return images.contiguous(memory_format=torch.channels_last) if section.channels_last else images
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits of half precision in float32, others as they are."""
+    return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
 class Tally:
-    """Sums of loss and correct answers, kept on the device until they are read."""
+    """Sums of loss and correct answers, kept on the device until they are read.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where the sums are kept.
+        sums: what `sums()` returned earlier, to go on from there.
+    """
+
+    def __init__(self, device: torch.device, sums: Sequence[float] = ()) -> None:
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        if sums:
+            self._sums.copy_(torch.tensor(sums, dtype=torch.float64))
+        self._loss, self._top1, self._top5, self._count = self._sums.unbind()
 
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Count one batch with its mean loss."""
-        logits = logits.detach()
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(targets[:, None])
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, *, top5: bool = False) -> None:
+        """Count one batch with its mean loss; counting the five best answers too takes longer."""
         count = len(targets)
-        found = torch.stack([loss.detach().double() * count, top[:, 0].sum().double(), top.sum().double()])
-        self._sums[:3] += found
-        self._sums[3] += count
+        self._loss.add_(loss.detach(), alpha=count)
+        self._count.add_(count)
+        if top5:
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(targets[:, None])
+            self._top1.add_(best[:, 0].sum())
+            self._top5.add_(best.sum())
+        else:
+            self._top1.add_(logits.detach().argmax(1).eq(targets).sum())
 
-    def score(self) -> Score:
-        """Return the means; with several processes, over all of them."""
+    def finite(self) -> bool:
+        """Return whether the sum of the losses of this process is finite; waits for the device."""
+        return bool(self._loss.isfinite())
+
+    def sums(self) -> list[float]:
+        """Return the sums of loss, top-1, top-5 and images over all processes."""
         sums = self._sums.clone()
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        loss, top1, top5, count = sums.tolist()
+        return list(sums.tolist())
+
+    def score(self) -> Score:
+        """Return the means over all processes."""
+        loss, top1, top5, count = self.sums()
         count = max(count, 1)
         return Score(loss / count, 100 * top1 / count, 100 * top5 / count)
 
 
 @torch.no_grad()
 def evaluate(
-    model: Any, split: Split, batch_size: int, share: Share, precision: str, device: torch.device
+    model: Any, split: Split, batch_size: int, share: Share, section: TrainSection, device: torch.device
 ) -> Score:
     """Return the model's score on a split; every image counts exactly once."""
     was_training = model.training
@@ -64,31 +94,8 @@ def evaluate(
     tally = Tally(device)
     for images, targets in split.batches(batch_size, share):
         if len(targets):
-            with autocast(precision, device):
-                logits = model(images)
-            tally.add(functional.cross_entropy(logits.float(), targets), logits, targets)
+            with autocast(section.precision, device):
+                logits = at_least_float32(model(to_device_format(images, section)))
+            tally.add(functional.cross_entropy(logits, targets), logits, targets, top5=True)
     model.train(was_training)
     return tally.score()
-
-
-@torch.no_grad()
-def first_nan(model: nn.Module, images: Tensor) -> str:
-    """Return where the first value that is not finite appears: a parameter, or a module's output."""
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            return f"parameter {name}"
-    culprits: list[str] = []
-
-    def look(name: str, output: Any) -> None:
-        tensors: Iterable[Any] = output if isinstance(output, list | tuple) else [output]
-        if any(isinstance(t, Tensor) and not t.isfinite().all() for t in tensors):
-            culprits.append(name)
-
-    hooks = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: look(name, output))
-        for name, module in model.named_modules()
-    ]
-    model(images)
-    for hook in hooks:
-        hook.remove()
-    return f"output of {culprits[0] or 'the model'}" if culprits else "the loss"

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 
 from pfa_convert.alignment import alignment
-from pfa_convert.data import Data, load_data
-from pfa_convert.data.base import Share
+from pfa_convert.data import load_data
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.coupling import couple
 from pfa_convert.recipe import Recipe
-from pfa_convert.training.checkpoint import load_training, save_training
-from pfa_convert.training.evaluation import Tally, autocast, evaluate, first_nan
+from pfa_convert.training.diagnosis import first_not_finite
+from pfa_convert.training.distributed import join
+from pfa_convert.training.epoch import train_epoch
 from pfa_convert.training.run_folder import RunFolder
-from pfa_convert.training.schedules import factor
-from pfa_convert.training.setup import make_model, make_optimizer
-
-EVALUATION_BATCH = 1000
+from pfa_convert.training.session import Session, determinism
+from pfa_convert.training.stopping import Stopped, StopRequest
+from pfa_convert.training.tensorboard import TensorBoard
+from pfa_convert.training.watcher import Watcher
 
 
 @dataclass(frozen=True)
@@ -48,19 +43,6 @@ class RunResult:
     folder: str
 
 
-class Watcher:
-    """What is told of a run's progress; the command line draws a bar, a script may do nothing."""
-
-    def start(self, recipe: Recipe, seed: int, steps: int) -> None:
-        """Be told that a run with so many steps begins."""
-
-    def step(self, images: int) -> None:
-        """Be told that so many images were trained on."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Be told an epoch's record."""
-
-
 def train(
     recipe: Recipe,
     *,
@@ -71,10 +53,10 @@ def train(
     device: str | torch.device | None = None,
     watcher: Watcher | None = None,
 ) -> RunResult:
-    """Run a recipe with one seed and return its result.
+    """Run a recipe with one seed and return its result; in each process alike under `torchrun`.
 
     Args:
-        recipe: what to run.
+        recipe: what to run; its batch size is that of all processes together.
         data_root: the folder with the data; the recipe's by default.
         output: the run's folder; `runs/NAME/seed-N` by default.
         seed: decides weights, feedback weights and the order of images; the recipe's first by default.
@@ -84,159 +66,118 @@ def train(
 
     Raises:
         UserError: for a mistake in recipe, data or folder, or when the loss is no longer finite.
+        Stopped: after SIGTERM, once everything is saved; `resume` continues bit for bit.
     """
     seed = recipe.train.seeds[0] if seed is None else seed
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    watcher = watcher or Watcher()
     folder = RunFolder(Path(output) if output else Path("runs") / recipe.name / f"seed-{seed}")
     resuming = resume and folder.recipe.exists()
     if resuming:
         folder.check_same(recipe, seed)
         if folder.result.exists():
             return RunResult(**json.loads(folder.result.read_text()))
-    section = recipe.data
-    data = load_data(
-        section.dataset,
-        Path(data_root or section.root),
-        validation=section.validation,
-        device=device,
-        workers=section.workers,
-        options=section.options,
-    )
-    if recipe.train.deterministic:
-        torch.use_deterministic_algorithms(True)
-
-    model = make_model(recipe, seed, device)
-    optimizer = make_optimizer(recipe.train.optimizer, model)
-    if any(site.feedback_elements for site in model.conversion.sites):
-        couple(model, optimizer)
-    progress: dict[str, Any] = {
-        "epoch": 0,
-        "best_top1": -1.0,
-        "best_epoch": 0,
-        "test_top1_at_best": None,
-        "seconds": 0.0,
-    }
-    if resuming and folder.last.exists():
-        progress = load_training(folder.last, model, optimizer)
-        folder.truncate(progress["epoch"])
-    else:
-        folder.start(recipe, seed)
-    forward: Any = torch.compile(model, fullgraph=True) if recipe.train.compile else model
-
-    def stop(_signal: int, _frame: Any) -> None:
-        raise UserError(f"stopped by a signal after epoch {progress['epoch']}; continue with --resume")
-
-    previous_handler = signal.signal(signal.SIGTERM, stop)
-    watcher.start(recipe, seed, (recipe.train.epochs - progress["epoch"]) * len(data.train))
-    try:
-        for epoch in range(progress["epoch"] + 1, recipe.train.epochs + 1):
-            started = time.perf_counter()
-            set_schedules(recipe, optimizer, epoch - 1)
-            fitted = train_epoch(recipe, forward, optimizer, data, seed, epoch, device, watcher)
-            training_seconds = time.perf_counter() - started
-            score = evaluate(
-                forward, data.evaluation, EVALUATION_BATCH, Share(), recipe.train.precision, device
+    with join(device) as processes, determinism(recipe.train.deterministic), StopRequest() as stop:
+        section = recipe.data
+        with processes.main_first():
+            data = load_data(
+                section.dataset,
+                Path(data_root or section.root),
+                validation=section.validation,
+                device=processes.device,
+                workers=section.workers,
+                options=section.options,
             )
-            angles = alignment(model)
-            progress |= {"epoch": epoch, "seconds": progress["seconds"] + time.perf_counter() - started}
-            if score.top1 > progress["best_top1"]:
-                test = data.test and evaluate(
-                    forward, data.test, EVALUATION_BATCH, Share(), recipe.train.precision, device
-                )
-                progress |= {"best_top1": score.top1, "best_epoch": epoch}
-                progress["test_top1_at_best"] = test.top1 if test else None
-                save_training(folder.best, model, optimizer, progress)
-            record = {
-                "epoch": epoch,
-                "train_loss": fitted.loss,
-                "train_top1": fitted.top1,
-                **{f"{data.evaluation_name}_{key}": value for key, value in asdict(score).items()},
-                "angle_deg": mean_of(angles, "angle_deg"),
-                "norm_ratio": mean_of(angles, "norm_ratio"),
-                "lr": optimizer.param_groups[0]["lr"],
-                "weight_decay": optimizer.param_groups[0]["weight_decay"],
-                "seconds": round(time.perf_counter() - started, 3),
-                "images_per_second": round(len(data.train) / training_seconds, 1),
-                "alignment": angles,
-            }
-            folder.append(record)
-            save_training(folder.last, model, optimizer, progress)
-            watcher.epoch(record)
-    finally:
-        signal.signal(signal.SIGTERM, previous_handler)
+        session = Session(recipe, seed, data, processes)
+        continuing = resuming and folder.last.exists()
+        processes.wait()
+        if continuing:
+            session.load(folder.last)
+        else:
+            if processes.main:
+                folder.start(recipe, seed)
+            session.save(folder.last)
+        return _run(session, folder, stop, watcher if watcher and processes.main else Watcher())
 
-    final = evaluate(forward, data.evaluation, EVALUATION_BATCH, Share(), recipe.train.precision, device)
-    angles = alignment(model)
+
+def _run(session: Session, folder: RunFolder, stop: StopRequest, watcher: Watcher) -> RunResult:
+    """Train for the epochs that are left, with a checkpoint and a line in the log after each."""
+    recipe, data, progress, main = session.recipe, session.data, session.progress, session.processes.main
+    if main:
+        folder.truncate(progress.epoch)
+    board = TensorBoard(folder.path / "tensorboard", progress.epoch) if main else None
+    done = progress.epoch * len(data.train) + progress.batch * recipe.data.batch_size
+    watcher.start(recipe, session.seed, recipe.train.epochs * len(data.train) - done)
+    for epoch in range(progress.epoch + 1, recipe.train.epochs + 1):
+        started = time.perf_counter()
+        first_batch = progress.batch
+        fitted = train_epoch(session, epoch, stop, watcher)
+        if fitted is None:
+            progress.seconds += time.perf_counter() - started
+            session.save(folder.last)
+            raise Stopped(f"stopped by SIGTERM in epoch {epoch}; continue with --resume", where=recipe.name)
+        if not math.isfinite(fitted.loss):
+            culprit = first_not_finite(session, folder.last, epoch)
+            raise UserError(f"the loss is {fitted.loss} in epoch {epoch}: {culprit}", where=recipe.name)
+        images = len(data.train) - first_batch * recipe.data.batch_size
+        speed = images / (time.perf_counter() - started)
+
+        scores = {data.evaluation_name: session.judge(data.evaluation)}
+        top1 = scores[data.evaluation_name].top1
+        best = top1 > progress.best_top1
+        if best and data.test is not None:
+            scores["test"] = session.judge(data.test)
+            progress.test_top1_at_best = scores["test"].top1
+        angles = alignment(session.model)
+        seconds = time.perf_counter() - started
+        progress.epoch, progress.batch, progress.sums = epoch, 0, []
+        progress.top1, progress.seconds = top1, progress.seconds + seconds
+        if best:
+            progress.best_top1, progress.best_epoch = top1, epoch
+            session.save(folder.best)
+        record = {
+            "epoch": epoch,
+            "train_loss": fitted.loss,
+            "train_top1": fitted.top1,
+            **{f"{name}_{key}": value for name, s in scores.items() for key, value in asdict(s).items()},
+            "angle_deg": _mean(angles, "angle_deg"),
+            "norm_ratio": _mean(angles, "norm_ratio"),
+            "lr": session.optimizer.param_groups[0]["lr"],
+            "weight_decay": session.optimizer.param_groups[0]["weight_decay"],
+            "seconds": round(seconds, 3),
+            "images_per_second": round(speed, 1),
+            "alignment": angles,
+        }
+        if board is not None:
+            folder.append(record)
+            board.add(record)
+        session.save(folder.last)
+        watcher.epoch(record)
+    if board is not None:
+        board.close()
+    return _finish(session, folder)
+
+
+def _finish(session: Session, folder: RunFolder) -> RunResult:
+    progress, angles = session.progress, alignment(session.model)
+    top1 = session.judge(session.data.evaluation).top1 if progress.top1 is None else progress.top1
     result = RunResult(
-        name=recipe.name,
-        seed=seed,
-        epochs=recipe.train.epochs,
-        evaluated_on=data.evaluation_name,
-        final_top1=final.top1,
-        best_top1=progress["best_top1"],
-        best_epoch=progress["best_epoch"],
-        test_top1_at_best=progress["test_top1_at_best"],
+        name=session.recipe.name,
+        seed=session.seed,
+        epochs=session.recipe.train.epochs,
+        evaluated_on=session.data.evaluation_name,
+        final_top1=top1,
+        best_top1=progress.best_top1,
+        best_epoch=progress.best_epoch,
+        test_top1_at_best=progress.test_top1_at_best,
         angle_deg={site: value["angle_deg"] for site, value in angles.items()},
         norm_ratio={site: value["norm_ratio"] for site, value in angles.items()},
-        seconds=round(progress["seconds"], 2),
+        seconds=round(progress.seconds, 2),
         folder=str(folder.path),
     )
-    folder.finish(asdict(result))
+    if session.processes.main:
+        folder.finish(asdict(result))
+    session.processes.wait()
     return result
 
 
-def train_epoch(
-    recipe: Recipe,
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    data: Data,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-    watcher: Watcher,
-) -> Any:
-    """Train on every image once, in an order that depends on seed and epoch alone; return the score."""
-    section = recipe.train
-    scaler = torch.amp.GradScaler(device.type, enabled=section.precision == "fp16")
-    tally = Tally(device)
-    batches = data.train.batches(recipe.data.batch_size, Share(), order_seed=hash((seed, epoch)) % 2**63)
-    for index, (images, targets) in enumerate(batches, start=1):
-        if section.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(section.precision, device):
-            logits = model(images)
-            loss = functional.cross_entropy(logits.float(), targets, label_smoothing=section.label_smoothing)
-        scaler.scale(loss / section.gradient_accumulation).backward()
-        if index % section.gradient_accumulation == 0:
-            if section.clip_norm is not None:
-                scaler.unscale_(optimizer)
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(parameters, section.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-        tally.add(loss, logits, targets)
-        watcher.step(len(targets))
-        if index % 100 == 0 and not math.isfinite(loss.item()):
-            break
-    fitted = tally.score()
-    if not math.isfinite(fitted.loss) and isinstance(model, nn.Module):
-        where = first_nan(model, images)
-        raise UserError(f"epoch {epoch}: the loss is {fitted.loss}; first seen in {where}", where=recipe.name)
-    return fitted
-
-
-def set_schedules(recipe: Recipe, optimizer: torch.optim.Optimizer, completed: int) -> None:
-    """Set learning rate and weight decay for the epoch after so many completed ones."""
-    section = recipe.train
-    for group in optimizer.param_groups:
-        group["lr"] = section.optimizer.lr * factor(section.lr_schedule, completed, section.epochs)
-        group["weight_decay"] = section.optimizer.weight_decay * factor(
-            section.weight_decay_schedule, completed, section.epochs
-        )
-
-
-def mean_of(angles: dict[str, dict[str, float]], key: str) -> float:
-    """Return the mean over the sites."""
+def _mean(angles: dict[str, dict[str, float]], key: str) -> float:
     return fmean(value[key] for value in angles.values()) if angles else math.nan

@@ -27,22 +27,27 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.result = path / "result.json"
         self.recipe = path / "recipe.yaml"
+        self.environment = path / "environment.json"
 
     def start(self, recipe: Recipe, seed: int) -> None:
-        """Create the folder and describe the run in it; raises UserError where it cannot be written."""
+        """Create the folder and describe the run in it; the recipe comes last: with it, the run exists.
+
+        Raises:
+            UserError: where it cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for stale in (self.log, self.last, self.best, self.result):
+            for stale in (self.recipe, self.result, self.log, self.last, self.best):
                 stale.unlink(missing_ok=True)
+            self._write(self.environment, json.dumps(environment(seed), indent=1))
             self._write(self.recipe, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-            self._write(self.path / "environment.json", json.dumps(environment(seed), indent=1))
         except OSError as error:
             raise UserError(f"cannot write the run: {error.strerror}", where=str(self.path)) from None
 
     def check_same(self, recipe: Recipe, seed: int) -> None:
         """Raise UserError unless the folder holds a run of this very recipe and seed."""
         kept = yaml.safe_load(self.recipe.read_text())
-        kept_seed = json.loads((self.path / "environment.json").read_text())["seed"]
+        kept_seed = json.loads(self.environment.read_text())["seed"]
         if kept != json.loads(json.dumps(recipe.to_dict())) or kept_seed != seed:
             raise UserError(
                 "holds a run of another recipe or seed; choose another --output", where=str(self.path)
@@ -54,8 +59,9 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the log's records."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        """Return the log's records, without a last line that a killed run left half written."""
+        lines = self.log.read_text().split("\n")[:-1] if self.log.exists() else []
+        return [json.loads(line) for line in lines]
 
     def truncate(self, epochs: int) -> None:
         """Drop log lines of epochs that the last checkpoint does not include."""

@@ -1,0 +1,99 @@
+"""The processes of a run: one, or those that `torchrun` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from pfa_convert.data.base import Share
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among those of the run, and its device."""
+
+    share: Share
+    device: torch.device
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than this process."""
+        return self.share.world > 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the run's files and shows its progress."""
+        return self.share.rank == 0
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.several:
+            dist.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the main process through before the others, which then find what it wrote."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+    def any(self, *facts: bool) -> list[bool]:
+        """Return for each fact whether it holds in any process."""
+        if not self.several:
+            return list(facts)
+        seen = torch.tensor(facts, dtype=torch.int32, device=self.device)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+        return [bool(fact) for fact in seen.tolist()]
+
+    def parallel(self, model: nn.Module) -> Any:
+        """Return the model, wrapped so that gradients are averaged if there are several processes.
+
+        Buffers are not sent along at every step: those of the feedback are the same everywhere, and
+        BatchNorm's only matter where the model is evaluated or saved (`share_buffers`).
+        """
+        if not self.several:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def share_buffers(self, buffers: dict[str, Tensor]) -> None:
+        """Give every process the main one's buffers."""
+        if self.several:
+            for buffer in buffers.values():
+                dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def join(device: str | torch.device | None) -> Iterator[Processes]:
+    """Join the processes of `torchrun`, if it started this one; leave them at the end.
+
+    The device is a GPU if there is one: the one of this process's local rank.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if world == 1 or "RANK" not in os.environ:
+        yield Processes(Share(), chosen)
+        return
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    joined = not dist.is_initialized()
+    if joined:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Processes(Share(dist.get_rank(), dist.get_world_size()), chosen)
+    finally:
+        if joined:
+            dist.destroy_process_group()

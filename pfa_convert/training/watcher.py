@@ -1,0 +1,20 @@
+"""What a run tells of its progress."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pfa_convert.recipe import Recipe
+
+
+class Watcher:
+    """What is told of a run's progress; the command line draws a bar, a script may do nothing."""
+
+    def start(self, recipe: Recipe, seed: int, steps: int) -> None:
+        """Be told that a run with so many images to train on begins."""
+
+    def step(self, images: int) -> None:
+        """Be told, a few times a second, that so many more images were trained on."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Be told an epoch's record."""

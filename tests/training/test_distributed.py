@@ -1,0 +1,62 @@
+"""Two processes do what one does."""
+
+import json
+
+import pytest
+import torch
+from runs import run_in_two_processes
+from safetensors.torch import load_file
+
+from pfa_convert import load_recipe, train
+
+SCRIPT = """
+import sys, torch
+from torch import distributed as dist
+from pfa_convert import load_recipe, train
+
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+recipe = load_recipe(sys.argv[1], sys.argv[3:])
+result = train(recipe, output=sys.argv[2], device="cpu")
+assert result.epochs == recipe.train.epochs and not dist.is_initialized()
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["convert.options={expansion: 3, strategy: fused}"],
+        ["train.gradient_accumulation=3", "data.batch_size=31", "train.clip_norm=0.5"],
+    ],
+    ids=["fused", "collapsed, accumulation, an odd batch, clipping"],
+)
+def test_two_processes_equal_one(tmp_path, script, settings):
+    settings = ["train.epochs=2", "model.hidden=[32, 32]", "data.validation=101", *settings]
+    run_in_two_processes(script, "digits-mlp-pfa", tmp_path / "two", *settings)
+    torch.set_default_dtype(torch.float64)
+    try:
+        train(load_recipe("digits-mlp-pfa", settings), output=tmp_path / "one", device="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        if one[name].is_floating_point():
+            # Sums in another order, over 84 steps of which each builds on the last.
+            difference = (one[name] - two[name]).norm() / one[name].norm().clamp_min(1e-9)
+            assert difference < 1e-10, name
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for ours, theirs in zip(*logs, strict=True):
+        for key in ("train_top1", "validation_top1", "validation_top5"):
+            assert ours[key] == theirs[key]
+        assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-10)
