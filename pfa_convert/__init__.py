@@ -4,6 +4,7 @@ from pfa_convert.alignment import alignment, gradient_angles
 from pfa_convert.convert import convert, revert, strip_feedback
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.coupling import couple
+from pfa_convert.feedback.weight import feedback_phase
 from pfa_convert.graph.report import ConversionReport
 from pfa_convert.inspection import SiteInspection, inspect
 from pfa_convert.recipe import load_recipe
@@ -18,6 +19,7 @@ __all__ = [
     "alignment",
     "convert",
     "couple",
+    "feedback_phase",
     "gradient_angles",
     "inspect",
     "load",

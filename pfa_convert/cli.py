@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +14,7 @@ from pfa_convert.commands.inspect import inspect_command
 from pfa_convert.commands.models import models_command
 from pfa_convert.errors import UserError
 from pfa_convert.recipe import load_recipe, packaged_recipes
-from pfa_convert.reporting.console import ProgressWatcher, console, print_result
+from pfa_convert.reporting.console import ProgressWatcher, console, print_result, print_rule, print_rules
 from pfa_convert.rules import RULES
 from pfa_convert.training import train
 
@@ -92,18 +91,9 @@ def train_command(
 def rules_command(name: str | None) -> None:
     """List the rules, or explain the rule NAME."""
     if name is None:
-        table = Table("rule", "feedback weight", "source", box=None, header_style="bold", pad_edge=False)
-        for rule_name in RULES:
-            table.add_row(rule_name, RULES[rule_name].formula, RULES[rule_name].source)
-        console.print(table)
-        return
-    rule = RULES[name]
-    console.print(f"[bold]{name}[/bold]: {rule.title}\n  {rule.formula}\n  {rule.source}\n")
-    console.print(inspect.getdoc(rule) or "", markup=False)
-    console.print(f"strategies: {', '.join(rule.strategies)}\noptions:")
-    for option, field in rule.model_fields.items():
-        bounds = ", ".join(str(bound) for bound in field.metadata)
-        console.print(f"  {option} = {field.default}  {field.description} {bounds}".rstrip(), markup=False)
+        print_rules(console, [RULES[known] for known in RULES])
+    else:
+        print_rule(console, RULES[name])
 
 
 @cli.command("recipes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import CollapsedPathway
-from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.feedback.weight import FeedbackWeight, feedback_weights
 
 CHECK_INTERVAL = 100
 """Steps between two looks at what costs a synchronisation: forgotten `K`, clipping by value."""
@@ -109,7 +108,7 @@ def couple(model: nn.Module, optimizer: Optimizer) -> Coupling:
         UserError: if the model has no feedback weights, is coupled already, or the optimizer misses
             some of its parameters or has made steps.
     """
-    found = list(_feedback_weights(model))
+    found = list(feedback_weights(model))
     if not found:
         raise UserError("nothing to couple: the model has no feedback weights; convert it first")
     if any(feedback.optimizer is not None and feedback.optimizer() is not None for _, _, feedback in found):
@@ -126,16 +125,6 @@ def couple(model: nn.Module, optimizer: Optimizer) -> Coupling:
             if weight in groups:
                 coupled.append(Coupled(name, weight, feedback, groups[weight]))
     return Coupling(optimizer, coupled, strategy)
-
-
-def _feedback_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, FeedbackWeight]]:
-    """Yield name, weight and feedback state of each weight that has one, once for a shared one."""
-    for holder_name, holder in model.named_modules():
-        for child in holder.children():
-            if isinstance(child, FeedbackWeight):
-                parameter = child.parameter_name
-                path = f"{holder_name}.{parameter}" if holder_name else parameter
-                yield path, holder.get_parameter(parameter), child
 
 
 def _refuse_incomplete(

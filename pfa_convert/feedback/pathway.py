@@ -36,6 +36,9 @@ class Pathway:
         """Return the gradient of each state tensor, given `dL/dW`; None for what is not plastic."""
         return (None,) * len(state)
 
+    def phase(self, W: Tensor, *state: Tensor) -> None:
+        """Let the state learn between two steps, in place, where the rule has it do so."""
+
     def mixing(self, *state: Tensor) -> Tensor | None:
         """Return `G = B B^T` of a product rule, `(groups, N_out/g, N_out/g)`."""
         return None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import CollapsedPathway
 from pfa_convert.feedback.pathway import Pathway
 
@@ -82,3 +83,40 @@ class FeedbackWeight(nn.Module):
             pathway, state = pathway.forget(*state)
         if pathway is not self.pathway:
             self.adopt(pathway, dict(zip(pathway.names, state, strict=True)))
+
+
+def feedback_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, FeedbackWeight]]:
+    """Yield name, weight and feedback state of each weight that has one, once for a shared one."""
+    for holder_name, holder in model.named_modules():
+        for child in holder.children():
+            if isinstance(child, FeedbackWeight):
+                parameter = child.parameter_name
+                path = f"{holder_name}.{parameter}" if holder_name else parameter
+                yield path, holder.get_parameter(parameter), child
+
+
+def learning_between_steps(model: nn.Module) -> list[tuple[nn.Parameter, FeedbackWeight]]:
+    """Return the weights whose feedback weight learns in phases, with their feedback state."""
+    return [
+        (weight, feedback)
+        for _, weight, feedback in feedback_weights(model)
+        if type(feedback.pathway).phase is not Pathway.phase
+    ]
+
+
+@torch.no_grad()
+def feedback_phase(model: nn.Module) -> None:
+    """Let the feedback weights learn that do so between the steps: `wm` and `ia` from noise, and `sa`.
+
+    Call it after `optimizer.step()`, as often as the rule needs; sites of other rules are left alone.
+
+    Raises:
+        UserError: if the model has no such feedback weight.
+    """
+    learning = learning_between_steps(model)
+    if not learning:
+        raise UserError(
+            "no feedback weight of this model learns between the steps; those of wm, ia and sa do"
+        )
+    for weight, feedback in learning:
+        feedback.pathway.phase(weight, *feedback.state())

@@ -22,7 +22,8 @@ RULES: Registry[type[Rule]] = Registry("rule", "pfa_convert.rules")
 class Rule(BaseModel):
     """A definition of the feedback weight `F`; its fields are the options that a user may set.
 
-    A subclass states `name`, `title`, `formula` and `source`, and makes a Pathway and its first state.
+    A subclass states `name`, `title`, `formula`, `source` and its `cost` beyond backpropagation's, and makes
+    a Pathway and its first state.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +32,7 @@ class Rule(BaseModel):
     title: ClassVar[str]
     formula: ClassVar[str]
     source: ClassVar[str]
+    cost: ClassVar[str]
     strategies: ClassVar[tuple[str, ...]] = ("fused",)
 
     strategy: str | None = Field(None, description="how the formula is computed; the rule's first by default")
@@ -95,6 +97,11 @@ class Draw:
     def mask(self, shape: tuple[int, ...], density: float) -> Tensor:
         """Return a tensor that is 1 with probability `density` and 0 otherwise."""
         return self._place(shape, lambda: torch.empty(shape).bernoulli_(density, generator=self._generator))
+
+    def seed(self) -> Tensor:
+        """Return a random whole number, as a tensor without dimensions."""
+        number = torch.randint(2**62, (), generator=self._generator)
+        return number.to(self._like.device)
 
     def _place(self, shape: tuple[int, ...], make: Any) -> Tensor:
         if self._like.is_meta:

@@ -23,6 +23,7 @@ class Backpropagation(Rule):
     title = "backpropagation"
     formula = "F = W"
     source = "Rumelhart, Hinton & Williams 1986"
+    cost = "none"
     strategies = ("native", "explicit")
 
     def pathway(self, layout: WeightLayout) -> Pathway | None:

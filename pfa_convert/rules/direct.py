@@ -29,6 +29,7 @@ class DirectFeedbackAlignment(SparseRule):
     title = "direct feedback alignment"
     formula = "dL/dx = F e, e = dL/dlogits"
     source = "Nokland 2016; Launay, Poli, Boniface & Krzakala 2020"
+    cost = "less time than backpropagation where the model has few outputs; F in memory"
 
     outputs: int | None = Field(None, ge=1, description="the model's outputs; the last site's by default")
 

@@ -19,6 +19,7 @@ class FeedbackAlignment(SparseRule):
     title = "feedback alignment"
     formula = "F = F0"
     source = "Lillicrap, Cownden, Tweed & Akerman 2016"
+    cost = "no time; F0 in memory"
 
     def pathway(self, layout: WeightLayout) -> Pathway:
         """Return the pathway through `F0`."""

@@ -22,6 +22,7 @@ class KolenPollack(SparseRule):
     strategies = ("fused", "collapsed")
     formula = "dF = dW, with the same weight decay"
     source = "Kolen & Pollack 1994; Akrout, Wilson, Humphreys, Lillicrap & Tweed 2019"
+    cost = "`collapsed`: nothing; `fused`: a second copy of each weight and of its optimizer state"
 
     def pathway(self, layout: WeightLayout) -> Pathway:
         """Return the pathway, masked if the feedback is sparse."""

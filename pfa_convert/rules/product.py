@@ -21,6 +21,10 @@ class ProductRule(SparseRule):
     """`F = B R`: `R` learns with gradient `B^T dL/dW` and so comes to `B^T W` as it forgets its start."""
 
     strategies = ("fused", "explicit", "collapsed")
+    cost = (
+        "`collapsed`: one product G W of weights per step (pfa-o: nothing); `fused`: the products B R and "
+        "B^T dW, R and its optimizer state; `explicit`: the activity of N_mid neurons at every position"
+    )
 
     def pathway(self, layout: WeightLayout) -> Pathway:
         """Return the pathway of the chosen strategy, masked if the feedback is sparse."""

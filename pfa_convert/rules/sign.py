@@ -21,6 +21,7 @@ class UniformSign(SparseRule):
     title = "uniform sign-concordant feedback"
     formula = "F = sigma * sign(W)"
     source = "Moskovitz, Litwin-Kumar & Abbott 2018; Xiao, Chen, Liao & Poggio 2018"
+    cost = "one pass over the weights per step"
 
     def pathway(self, layout: WeightLayout) -> Pathway:
         """Return the pathway, masked if the feedback is sparse."""
@@ -64,6 +65,7 @@ class FixedRandomSign(Rule):
     title = "fixed random-magnitude sign-concordant feedback"
     formula = "F = |F0| * sign(W)"
     source = "Moskovitz, Litwin-Kumar & Abbott 2018"
+    cost = "one pass over the weights per step; the magnitudes in memory"
 
     def pathway(self, layout: WeightLayout) -> Pathway:
         """Return the pathway with fixed magnitudes."""
@@ -97,6 +99,7 @@ class BatchwiseRandomSign(Rule):
     title = "batchwise random-magnitude sign-concordant feedback"
     formula = "F = |draw anew at each step| * sign(W)"
     source = "Moskovitz, Litwin-Kumar & Abbott 2018"
+    cost = "one pass over the weights, and their number of random draws, per step"
 
     def pathway(self, layout: WeightLayout) -> Pathway:
         """Return the pathway that draws."""

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from pfa_convert.data.base import batch_starts
 from pfa_convert.errors import UserError
+from pfa_convert.feedback.weight import feedback_phase
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.evaluation import Score, Tally, at_least_float32, autocast, to_device_format
 from pfa_convert.training.schedules import factor
@@ -60,6 +61,8 @@ def train_epoch(session: Session, epoch: int, stop: StopRequest, watcher: Watche
             continue
         _update(session)
         step = index // section.gradient_accumulation
+        if session.phases and step % section.phase_interval == 0:
+            feedback_phase(session.model)
         if step % CHECK_INTERVAL == 0 or (stop.made and not processes.several):
             stopping, broken = processes.any(stop.made, not tally.finite())
             if broken:

@@ -16,6 +16,7 @@ from pfa_convert.data import Data
 from pfa_convert.data.base import Split
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.coupling import couple
+from pfa_convert.feedback.weight import learning_between_steps
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.averaging import WeightAverage
 from pfa_convert.training.checkpoint import load_training, save_training
@@ -53,6 +54,7 @@ class Session:
         self.optimizer = make_optimizer(section.optimizer, self.model)
         stateful = any(site.feedback_elements for site in self.model.conversion.sites)
         self.coupling = couple(self.model, self.optimizer) if stateful else None
+        self.phases = bool(learning_between_steps(self.model))
         plain = strip_feedback(self.model)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=section.precision == "fp16")
         learned = {name: p for name, p in self.model.named_parameters() if name in plain}

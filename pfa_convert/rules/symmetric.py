@@ -1,0 +1,54 @@
+"""Symmetric alignment: a feedback weight that estimates the forward weight, a little better at each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.rules.base import RULES, Draw, Rule
+
+
+@RULES.register("sa")
+class SymmetricAlignment(Rule):
+    """`F` descends `|F - W|^2 / 2` between the steps (`feedback_phase`), at a rate of its own.
+
+    It is not local: the update reads `W`. The source takes it as a model of weight estimation.
+    """
+
+    name = "sa"
+    title = "symmetric alignment"
+    formula = "dF = rate (W - F)"
+    source = "Kunin, Nayebi, Sagastuy-Brena, Ganguli, Bloom & Yamins 2020"
+    cost = "one pass over the weights per phase"
+
+    rate: float = Field(0.1, gt=0, le=1, description="share of the difference that a phase takes away")
+
+    def pathway(self, layout: WeightLayout) -> Pathway:
+        """Return the pathway through `F`."""
+        return SymmetricPathway(layout, self.rate)
+
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
+        """Draw the first `F`."""
+        return {"F": draw.uniform(layout.shape, layout.xavier_std)}
+
+
+@dataclass(frozen=True)
+class SymmetricPathway(Pathway):
+    """A feedback weight on its way to the forward weight."""
+
+    names: ClassVar[tuple[str, ...]] = ("F",)
+    rate: float = 0.1
+
+    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+        """Return `F`."""
+        return state[0]
+
+    def phase(self, W: Tensor, *state: Tensor) -> None:
+        """Move `F` towards `W`."""
+        (F,) = state
+        F.lerp_(W.to(F.dtype), self.rate)
