@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-from rich.table import Table
 
 from pfa_convert.commands.bench import bench_command
 from pfa_convert.commands.convert import convert_command
 from pfa_convert.commands.inspect import inspect_command
 from pfa_convert.commands.models import models_command
 from pfa_convert.errors import UserError
-from pfa_convert.recipe import load_recipe, packaged_recipes
-from pfa_convert.reporting.console import ProgressWatcher, console, print_result, print_rule, print_rules
+from pfa_convert.recipe import load_recipe
+from pfa_convert.recipe_files import packaged_files, read_file
+from pfa_convert.reporting.console import (
+    ProgressWatcher,
+    console,
+    print_recipes,
+    print_result,
+    print_rule,
+    print_rules,
+)
 from pfa_convert.rules import RULES
 from pfa_convert.training import train
 
@@ -98,13 +105,8 @@ def rules_command(name: str | None) -> None:
 
 @cli.command("recipes")
 def recipes_command() -> None:
-    """List the packaged recipes."""
-    table = Table("recipe", "model", "rule", "published", box=None, header_style="bold", pad_edge=False)
-    for name in packaged_recipes():
-        recipe = load_recipe(name)
-        published = f"{recipe.expect.mean} %" if recipe.expect else ""
-        table.add_row(name, recipe.model.name, recipe.convert.rule, published)
-    console.print(table)
+    """List the packaged recipes: FILE-VARIANT, such as mnist-mlp-pfa."""
+    print_recipes(console, {name: read_file(path) for name, path in packaged_files().items()})
 
 
 def main() -> NoReturn:

@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pfa_convert.errors import UserError
-from pfa_convert.recipe_text import merge, read_mapping, with_settings
+from pfa_convert.recipe_files import find_recipe
+from pfa_convert.recipe_text import with_settings
 
 
 class _Section(BaseModel):
@@ -129,15 +130,17 @@ def load_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
     """Return the recipe in a file, or the packaged one of that name.
 
     Args:
-        source: a path, or a name that `packaged_recipes` lists.
+        source: a path, `path:variant`, or the name of a packaged recipe.
         settings: changes such as `train.epochs=5`, the values written as in YAML.
 
     Raises:
         UserError: naming file, key, reason and the nearest valid choice.
     """
-    path = find_recipe(source)
-    content = _resolve_extends(path, ())
-    content.setdefault("name", path.stem)
+    file, choice = find_recipe(source)
+    content = file.content(choice)
+    name = content.setdefault("name", file.path.stem)
+    if choice and isinstance(name, str):
+        content["name"] = "-".join([name, *choice.values()])
     return parse_recipe(with_settings(content, settings), str(source))
 
 
@@ -178,41 +181,6 @@ def optimizer_class(section: OptimizerSection, where: str) -> type[torch.optim.O
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{chosen.__name__}: {error}", where=where) from None
     return chosen
-
-
-def packaged_recipes() -> dict[str, Path]:
-    """Return the recipes that come with the package, by name."""
-    here = Path(__file__).resolve().parent
-    folder = next((f for f in (here / "recipes", here.parent / "recipes") if f.is_dir()), None)
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
-
-
-def find_recipe(source: str | Path) -> Path:
-    """Return the file of a recipe given by path or packaged name."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    packaged = packaged_recipes()
-    if str(source) in packaged:
-        return packaged[str(source)]
-    if path.is_dir():
-        raise UserError("is a folder, not a recipe", where=str(source))
-    raise UserError(f"unknown recipe {str(source)!r}", given=str(source), choices=packaged)
-
-
-def _resolve_extends(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
-    """Return the file's content laid over that of the recipe it extends."""
-    if path.resolve() in children:
-        raise UserError("extends itself", where=str(path))
-    content = read_mapping(path)
-    base = content.pop("extends", None)
-    if base is None:
-        return content
-    if not isinstance(base, str):
-        raise UserError(f"key 'extends': not the name of a recipe: {base!r}", where=str(path))
-    beside = (path.parent / base, path.parent / f"{base}.yaml")
-    base_path = next((file for file in beside if file.is_file()), None) or find_recipe(base)
-    return merge(_resolve_extends(base_path, (*children, path.resolve())), content)
 
 
 def _explain(error: ValidationError, where: str) -> UserError:

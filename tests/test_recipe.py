@@ -6,7 +6,8 @@ import yaml
 from pfa_convert import UserError, load_recipe
 from pfa_convert.convert import convert
 from pfa_convert.models import build
-from pfa_convert.recipe import packaged_recipes
+from pfa_convert.recipe_files import packaged_recipes
+from pfa_convert.training.schedules import factor
 
 
 @pytest.mark.parametrize("name", packaged_recipes())
@@ -25,6 +26,70 @@ def test_the_mnist_protocol_is_the_papers():
     assert train.optimizer.model_dump() == {"name": "sgd", "lr": 0.01, "weight_decay": 0.03, "momentum": 0.9}
     assert (train.lr_schedule.milestones, train.lr_schedule.gamma) == ([20, 30], 0.5)
     assert (train.weight_decay_schedule.milestones, train.weight_decay_schedule.gamma) == ([1], 0.003)
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_what_a_recipe_expects_is_what_its_run_measures(name):
+    recipe = load_recipe(name)
+    if recipe.expect is not None:
+        assert recipe.expect.metric == ("validation_top1" if recipe.data.validation else "test_top1")
+
+
+@pytest.mark.parametrize(
+    ("base", "plastic_decay", "first_epochs"),
+    [
+        ("mnist-mlp", 0.03, 1),
+        ("cifar10-resnet20", 0.005, 1),
+        ("cifar10-resnet20-short", 0.005, 1),
+        ("cifar10-resnet56", 0.005, 1),
+        ("imagenet-resnet18", 0.0005, 1),
+        ("imagenet-resnet50", 0.0005, 1),
+        ("imagenette-resnet18", 0.02, 5),
+    ],
+)
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "usf", "kp", "pfa", "pfa-o"])
+def test_the_weight_decay_of_each_rule(base, rule, plastic_decay, first_epochs):
+    train = load_recipe(f"{base}-{rule}").train
+
+    def decay(epoch):
+        return train.optimizer.weight_decay * factor(train.weight_decay_schedule, epoch, train.epochs)
+
+    plastic = rule in ("kp", "pfa", "pfa-o")
+    ordinary = pytest.approx(9e-5 if plastic and base == "mnist-mlp" else 1e-4)
+    assert decay(train.epochs - 1) == decay(first_epochs) == ordinary
+    assert decay(0) == decay(first_epochs - 1)
+    assert decay(0) == (plastic_decay if plastic else ordinary)
+    slower = 0.01 if rule == "dfa" and "cifar" in base else 1
+    assert train.optimizer.lr == load_recipe(base).train.optimizer.lr * slower
+
+
+def test_variants_are_inherited_changed_added_and_left_out(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        "model: {name: paper/mlp}\ntrain: {epochs: 2}\n"
+        "variants: {rule: {fa: {convert: {rule: fa}}, kp: {convert: {rule: kp}, train: {epochs: 5}}}}\n"
+    )
+    child = tmp_path / "child.yaml"
+    child.write_text(
+        "extends: base\ntrain: {seeds: [7]}\nvariants:\n"
+        "  rule: {fa: null, usf: {convert: {rule: usf}}}\n"
+        "  size: {small: {train: {epochs: 1}}, large: {}}\n"
+    )
+    assert load_recipe(f"{base}:kp").train.epochs == 5
+    small, large = load_recipe(f"{child}:kp-small"), load_recipe(f"{child}:kp-large")
+    assert (small.name, small.convert.rule, small.train.epochs) == ("child-kp-small", "kp", 1)
+    assert (large.train.epochs, large.train.seeds) == (5, [7])
+    assert load_recipe(f"{child}:usf-large").convert.rule == "usf"
+    with pytest.raises(UserError, match="no variant 'fa-small'; did you mean 'usf-small'"):
+        load_recipe(f"{child}:fa-small")
+    assert load_recipe(child).convert.rule == "pfa"
+
+
+def test_the_files_that_extend_say_last_what_holds_for_all_their_variants():
+    assert load_recipe("cifar10-resnet20-pfa").expect.mean == 90.7
+    assert load_recipe("cifar10-resnet20-short-pfa").expect is None
+    sparse = load_recipe("mnist-sparse-pfa-0.3").convert
+    assert (sparse.rule, sparse.options) == ("pfa", {"expansion": 10, "feedback_density": 0.3})
 
 
 def test_a_recipe_extends_another_and_settings_come_last(tmp_path):
@@ -57,6 +122,10 @@ def test_a_recipe_survives_being_written_out(tmp_path):
         ("extends: nosuch\nmodel: {name: paper/mlp}", "unknown recipe 'nosuch'"),
         ("extends: bad", "extends itself"),
         ("[" * 5000, "not valid YAML"),
+        ("variants: [a]", "key 'variants'"),
+        ("variants: {rule: fa}", "key 'variants': 'rule'"),
+        ("variants: {rule: {1: {}}}", "key 'variants': 'rule'"),
+        ("variants: {rule: {fa: 3}}", "key 'variants.rule.fa'"),
         ("extends: [a]\nmodel: {name: paper/mlp}", "key 'extends'"),
         ("model: {name: paper/mlp}\nname: ../../elsewhere", "key 'name'"),
         (

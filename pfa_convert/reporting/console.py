@@ -18,6 +18,7 @@ from rich.table import Table
 from pfa_convert.graph.report import ConversionReport, SiteReport
 from pfa_convert.inspection import SiteInspection
 from pfa_convert.recipe import Recipe
+from pfa_convert.recipe_files import RecipeFile
 from pfa_convert.rules import Rule
 from pfa_convert.training.bench import Measurement, Settings
 from pfa_convert.training.loop import RunResult, Watcher
@@ -226,3 +227,13 @@ def _range(constraints: Sequence[Any]) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     bounds = {key: getattr(bound, key) for bound in constraints for key in signs if hasattr(bound, key)}
     return ", ".join(f"{signs[key]} {value}" for key, value in bounds.items())
+
+
+def print_recipes(console: Console, files: Mapping[str, RecipeFile]) -> None:
+    """Print a line for each recipe file: its model, its data set and the variants it has."""
+    table = Table("recipe", "model", "data", "variants", box=None, header_style="bold", pad_edge=False)
+    for name, file in files.items():
+        first = file.content(next(iter(file.choices())))
+        variants = "  x  ".join(" ".join(names) for names in file.axes().values())
+        table.add_row(name, first["model"]["name"], first["data"]["dataset"], variants)
+    console.print(table)
