@@ -11,17 +11,12 @@ from pfa_convert.commands.bench import bench_command
 from pfa_convert.commands.convert import convert_command
 from pfa_convert.commands.inspect import inspect_command
 from pfa_convert.commands.models import models_command
+from pfa_convert.commands.reproduce import report_command, reproduce_command
 from pfa_convert.errors import UserError
 from pfa_convert.recipe import load_recipe
 from pfa_convert.recipe_files import packaged_files, read_file
-from pfa_convert.reporting.console import (
-    ProgressWatcher,
-    console,
-    print_recipes,
-    print_result,
-    print_rule,
-    print_rules,
-)
+from pfa_convert.reporting.console import ProgressWatcher, console, print_result
+from pfa_convert.reporting.tables import print_recipes, print_rule, print_rules
 from pfa_convert.rules import RULES
 from pfa_convert.training import train
 
@@ -60,6 +55,8 @@ cli.add_command(convert_command)
 cli.add_command(bench_command)
 cli.add_command(models_command)
 cli.add_command(inspect_command)
+cli.add_command(reproduce_command)
+cli.add_command(report_command)
 
 
 @cli.command("train")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pfa_convert.graph.report import ConversionReport, SiteReport
 from pfa_convert.inspection import SiteInspection
 from pfa_convert.recipe import Recipe
-from pfa_convert.recipe_files import RecipeFile
-from pfa_convert.rules import Rule
 from pfa_convert.training.bench import Measurement, Settings
 from pfa_convert.training.loop import RunResult, Watcher
 from pfa_convert.zoo.sweep import Line
@@ -195,45 +191,3 @@ def print_inspection(console: Console, title: str, found: Mapping[str, SiteInspe
 
 def _or_dash(value: float, form: str) -> str:
     return "-" if math.isnan(value) else form.format(value)
-
-
-def print_rules(console: Console, rules: Iterable[type[Rule]]) -> None:
-    """Print a line for each rule."""
-    table = Table("rule", "feedback weight", "source", box=None, header_style="bold", pad_edge=False)
-    for rule in rules:
-        table.add_row(rule.name, rule.formula, rule.source)
-    console.print(table)
-
-
-def print_rule(console: Console, rule: type[Rule]) -> None:
-    """Explain a rule: formula, source, cost, strategies, and each option with default and range."""
-    console.print(f"[bold]{rule.name}[/bold]: {rule.title}\n", highlight=False)
-    facts = Table.grid(padding=(0, 2))
-    for key in ("formula", "source", "cost"):
-        facts.add_row(key, escape(getattr(rule, key)))
-    facts.add_row("strategies", ", ".join(rule.strategies))
-    console.print(facts)
-    console.print(f"\n{inspect.getdoc(rule)}\n", markup=False)
-    table = Table("option", "default", "range", "meaning", box=None, header_style="bold", pad_edge=False)
-    for option, field in rule.model_fields.items():
-        default = "" if field.default is None else str(field.default)
-        values = ", ".join(rule.strategies) if option == "strategy" else _range(field.metadata)
-        table.add_row(option, default, values, field.description)
-    console.print(table)
-
-
-def _range(constraints: Sequence[Any]) -> str:
-    """Return bounds as mathematicians write them: `> 0, <= 1`."""
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = {key: getattr(bound, key) for bound in constraints for key in signs if hasattr(bound, key)}
-    return ", ".join(f"{signs[key]} {value}" for key, value in bounds.items())
-
-
-def print_recipes(console: Console, files: Mapping[str, RecipeFile]) -> None:
-    """Print a line for each recipe file: its model, its data set and the variants it has."""
-    table = Table("recipe", "model", "data", "variants", box=None, header_style="bold", pad_edge=False)
-    for name, file in files.items():
-        first = file.content(next(iter(file.choices())))
-        variants = "  x  ".join(" ".join(names) for names in file.axes().values())
-        table.add_row(name, first["model"]["name"], first["data"]["dataset"], variants)
-    console.print(table)

@@ -22,8 +22,8 @@ class NoiseRule(Rule):
     so after each step, or each `train.phase_interval` of them.
     """
 
-    samples: int = Field(64, ge=1, description="noise vectors in a phase")
-    rate: float = Field(0.005, gt=0, lt=1, description="learning rate of F in a phase")
+    samples: int = Field(256, ge=1, description="noise vectors in a phase")
+    rate: float = Field(0.02, gt=0, lt=1, description="learning rate of F in a phase")
 
     def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
         """Draw the first `F`, and the seed of the first phase's noise."""
@@ -35,8 +35,8 @@ class NoisePathway(Pathway):
     """A feedback weight learned from noise; `noise` is the seed of the next phase's."""
 
     names: ClassVar[tuple[str, ...]] = ("F", "noise")
-    samples: int = 64
-    rate: float = 0.005
+    samples: int = 256
+    rate: float = 0.02
 
     def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
         """Return `F`."""
@@ -67,8 +67,10 @@ class WeightMirror(NoiseRule):
     """`F` correlates a layer's output with the noise at its input, and forgets at the same rate.
 
     Since the noise is white, `E[y x^T] = W`: `F` follows `W`, with an error that falls with `samples` and
-    grows with `rate` and the number of a layer's inputs. `feedback_phase(model)` runs a phase; the trainer
-    does after each step, or each `train.phase_interval` of them.
+    grows with `rate` and the number of a layer's inputs. But `F` is behind `W` by `1 / rate` phases: where
+    `W` moves far in that time, learning is unstable, and wants a higher rate with more samples, or a lower
+    learning rate of the optimizer. `feedback_phase(model)` runs a phase; the trainer does after each step,
+    or each `train.phase_interval` of them.
     """
 
     name = "wm"

@@ -26,7 +26,7 @@ class SymmetricAlignment(Rule):
     source = "Kunin, Nayebi, Sagastuy-Brena, Ganguli, Bloom & Yamins 2020"
     cost = "one pass over the weights per phase"
 
-    rate: float = Field(0.1, gt=0, le=1, description="share of the difference that a phase takes away")
+    rate: float = Field(0.5, gt=0, le=1, description="share of the difference that a phase takes away")
 
     def pathway(self, layout: WeightLayout) -> Pathway:
         """Return the pathway through `F`."""
@@ -42,7 +42,7 @@ class SymmetricPathway(Pathway):
     """A feedback weight on its way to the forward weight."""
 
     names: ClassVar[tuple[str, ...]] = ("F",)
-    rate: float = 0.1
+    rate: float = 0.5
 
     def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
         """Return `F`."""

@@ -1,0 +1,195 @@
+"""The paper's figures from runs: accuracy and alignment by epoch, accuracy by density, angle by expansion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from pfa_convert.reporting.figures import pyplot_without_display
+from pfa_convert.reporting.results import Variant
+
+MOST_CURVES = 14
+"""An experiment with more variants than this gets no curves by epoch: they could not be told apart."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of matplotlib's, its name, and the sentence below it."""
+
+    name: str
+    caption: str
+    figure: Any
+
+
+def pictures(experiment: str, variants: Mapping[str, Variant]) -> Iterator[Picture]:
+    """Yield the figures that an experiment's runs have something for.
+
+    Raises:
+        UserError: if matplotlib is missing.
+    """
+    finished = {label: variant for label, variant in variants.items() if variant.finished}
+    if len(variants) <= MOST_CURVES:
+        yield Picture(
+            f"{experiment}-accuracy",
+            "Accuracy by epoch: mean over the seeds, band of one standard deviation; dashed, the paper's.",
+            accuracy_figure(variants),
+        )
+        aligned = {label: v for label, v in variants.items() if v.runs[0].by_site("angle_deg")}
+        moving = {label: v for label, v in aligned.items() if _moves(v)}
+        if moving:
+            yield Picture(
+                f"{experiment}-alignment",
+                "Path angle and norm ratio between F and W by epoch, a line for each layer from the input "
+                "(dark) to the output (bright); crosses at the end are the paper's.",
+                alignment_figure(moving),
+            )
+    by_density = _by_option(finished, "feedback_density", 1.0)
+    if _varies(by_density):
+        yield Picture(
+            f"{experiment}-density",
+            "Final accuracy by the share of feedback connections that exist; bars: one standard deviation.",
+            density_figure(by_density),
+        )
+    by_expansion = {rule: points for rule, points in _by_option(finished, "expansion").items() if points}
+    if _varies(by_expansion):
+        yield Picture(
+            f"{experiment}-expansion",
+            "Final path angle by expansion, mean over layers and seeds, a point for each layer; the line is "
+            "atan(1/sqrt(expansion)).",
+            expansion_figure(by_expansion),
+        )
+
+
+def accuracy_figure(variants: Mapping[str, Variant]) -> Any:
+    """Draw accuracy by epoch, whole on the left and close to the final values on the right."""
+    pyplot = pyplot_without_display()
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    finals = []
+    for label, variant in variants.items():
+        curve = variant.epochs(run.accuracies for run in variant.runs)
+        epochs = range(1, len(curve) + 1)
+        mean = [m for m, _ in curve]
+        published = variant.paper.get("accuracy_by_epoch", [])
+        finals += [mean[-1], *published[-1:]]
+        for panel in axes:
+            (line,) = panel.plot(epochs, mean, label=label, linewidth=1.3)
+            low, high = ([m + sign * s for m, s in curve] for sign in (-1, 1))
+            panel.fill_between(epochs, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+            panel.plot(
+                range(1, len(published) + 1), published, color=line.get_color(), linestyle="--", linewidth=0.8
+            )
+    whole, close = axes
+    best = max(finals)
+    margin = max(0.15 * (best - min(value for value in finals if value > best - 5)), 0.05)
+    close.set_ylim(min(value for value in finals if value > best - 5) - 4 * margin, best + margin)
+    for panel in axes:
+        panel.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
+    whole.legend(frameon=False, fontsize=8)
+    whole.set_title("all", fontsize=9)
+    close.set_title("close to the best", fontsize=9)
+    return figure
+
+
+def alignment_figure(variants: Mapping[str, Variant]) -> Any:
+    """Draw path angle (above) and norm ratio (below) of each layer by epoch, a column for each variant."""
+    pyplot = pyplot_without_display()
+    figure, axes = pyplot.subplots(
+        2,
+        len(variants),
+        figsize=(2.4 * len(variants) + 1, 5),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    rows = (("angle_deg", "final_alignment_deg_by_layer"), ("norm_ratio", "final_norm_ratio_by_layer"))
+    for column, (label, variant) in enumerate(variants.items()):
+        axes[0][column].set_title(label, fontsize=9)
+        axes[1][column].set_xlabel("epoch")
+        for row, (key, published) in enumerate(rows):
+            _draw_layers(axes[row][column], variant, key, variant.paper.get(published, []))
+    axes[0][0].set_ylabel("path angle (degrees)")
+    axes[1][0].set_ylabel("norm ratio |F| / |W|")
+    return figure
+
+
+def _draw_layers(panel: Any, variant: Variant, key: str, published: list[float]) -> None:
+    colours = pyplot_without_display().get_cmap("viridis")
+    by_run = [run.by_site(key) for run in variant.runs]
+    for index, site in enumerate(by_run[0]):
+        colour = colours(index / max(1, len(by_run[0]) - 1) * 0.9)
+        curve = variant.epochs(run[site] for run in by_run)
+        epochs = range(1, len(curve) + 1)
+        panel.plot(epochs, [m for m, _ in curve], color=colour, linewidth=1.1)
+        low, high = ([m + sign * s for m, s in curve] for sign in (-1, 1))
+        panel.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+        if index < len(published):
+            panel.plot([variant.recipe.train.epochs], [published[index]], "x", color=colour, markersize=6)
+
+
+def density_figure(points: Mapping[str, Mapping[float, Variant]]) -> Any:
+    """Draw final accuracy by density, a line for each rule."""
+    pyplot = pyplot_without_display()
+    figure, panel = pyplot.subplots(figsize=(6, 4.2), layout="constrained")
+    for rule, by_density in points.items():
+        curve = [
+            variant.epochs([[r.accuracies[-1]] for r in variant.finished])[0]
+            for variant in by_density.values()
+        ]
+        panel.errorbar(
+            list(by_density), [m for m, _ in curve], [s for _, s in curve], marker="o", capsize=3, label=rule
+        )
+    panel.set_xscale("log")
+    densities = sorted({density for by_density in points.values() for density in by_density})
+    panel.set_xticks(densities, [f"{density:g}" for density in densities])
+    panel.minorticks_off()
+    panel.set(xlabel="density of the feedback connections", ylabel="top-1 accuracy (%)")
+    panel.legend(frameon=False)
+    return figure
+
+
+def expansion_figure(points: Mapping[str, Mapping[float, Variant]]) -> Any:
+    """Draw the final path angle by expansion, beside the one that is expected of a random B."""
+    pyplot = pyplot_without_display()
+    figure, panel = pyplot.subplots(figsize=(6, 4.2), layout="constrained")
+    for rule, by_expansion in points.items():
+        angles = {e: [m for m, _ in v.at_end("angle_deg").values()] for e, v in by_expansion.items()}
+        (line,) = panel.plot(
+            list(angles), [fmean(layers) for layers in angles.values()], marker="o", label=rule
+        )
+        for expansion, layers in angles.items():
+            panel.plot([expansion] * len(layers), layers, ".", color=line.get_color(), alpha=0.5)
+    expansions = sorted({e for by_expansion in points.values() for e in by_expansion})
+    expected = [math.degrees(math.atan(1 / math.sqrt(e))) for e in expansions]
+    panel.plot(expansions, expected, "k--", linewidth=0.8, label="expected")
+    panel.set_xscale("log")
+    panel.set_xticks(expansions, [f"{e:g}" for e in expansions])
+    panel.minorticks_off()
+    panel.set(xlabel="expansion N_mid / N_out", ylabel="final path angle (degrees)", ylim=(0, None))
+    panel.legend(frameon=False)
+    return figure
+
+
+def _by_option(
+    variants: Mapping[str, Variant], option: str, default: float | None = None
+) -> dict[str, dict[float, Variant]]:
+    """Return the variants by rule and by the value of an option, in ascending order."""
+    points: dict[str, dict[float, Variant]] = {}
+    for variant in variants.values():
+        value = variant.recipe.convert.options.get(option, default)
+        if value is not None:
+            points.setdefault(variant.recipe.convert.rule, {})[float(value)] = variant
+    return {rule: dict(sorted(by_value.items())) for rule, by_value in points.items()}
+
+
+def _varies(points: Mapping[str, Mapping[float, Variant]]) -> bool:
+    return any(len(by_value) > 1 for by_value in points.values())
+
+
+def _moves(variant: Variant) -> bool:
+    """Return whether any layer's feedback weight is ever away from its forward weight."""
+    sites: Iterable[list[float]] = variant.runs[0].by_site("angle_deg").values()
+    return any(angle > 0 for site in sites for angle in site)

@@ -1,0 +1,192 @@
+"""What runs have shown, beside what the paper has: read from their folders, averaged over their seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from pfa_convert.errors import UserError
+from pfa_convert.recipe import Recipe, load_recipe
+from pfa_convert.training.run_folder import RunFolder
+
+PAPER_SEEDS = 5
+"""The number of runs behind each of the paper's means that has a standard deviation."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its recipe, seed, and a record for each epoch."""
+
+    recipe: Recipe
+    seed: int
+    records: tuple[Mapping[str, Any], ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch of the recipe is there."""
+        return len(self.records) == self.recipe.train.epochs
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Top-1 in percent after each epoch, on the images that the run is judged by."""
+        key = "validation_top1" if self.recipe.data.validation else "test_top1"
+        return [record[key] for record in self.records]
+
+    def by_site(self, key: str) -> dict[str, list[float]]:
+        """Return `angle_deg` or `norm_ratio` of each site after each epoch."""
+        sites = self.records[-1]["alignment"] if self.records else {}
+        return {site: [record["alignment"][site][key] for record in self.records] for site in sites}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The runs of one recipe, with different seeds."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of all these runs."""
+        return self.runs[0].recipe
+
+    @cached_property
+    def experiment(self) -> str:
+        """The recipe's name up to its rule: `mnist-mlp` of `mnist-mlp-pfa`."""
+        return self.recipe.name.partition(f"-{self.recipe.convert.rule}")[0]
+
+    @property
+    def label(self) -> str:
+        """The rest of the recipe's name: `pfa`, `pfa-0.3`."""
+        return self.recipe.name.removeprefix(self.experiment).lstrip("-") or self.recipe.convert.rule
+
+    @property
+    def paper(self) -> Mapping[str, Any]:
+        """What the paper's figures show of this variant; empty if they do not have it."""
+        found: Mapping[str, Any] = paper().get(self.experiment, {}).get(self.label, {})
+        return found
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that have come to their end."""
+        return [run for run in self.runs if run.finished]
+
+    def epochs(self, values: Iterable[list[float]]) -> list[tuple[float, float]]:
+        """Return mean and standard deviation over the runs, for the epochs that all have."""
+        return [_mean_and_std(epoch) for epoch in zip(*values, strict=False)]
+
+    def at_end(self, key: str) -> dict[str, tuple[float, float]]:
+        """Return mean and standard deviation of `angle_deg` or `norm_ratio` by site at the end."""
+        by_site = [run.by_site(key) for run in self.finished]
+        return {
+            site: _mean_and_std([run[site][-1] for run in by_site])
+            for site in (by_site[0] if by_site else {})
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: accuracies in percent, `gap` to the experiment's `bp`.
+
+    `within_noise` says whether the difference is below twice its standard error, where that is known.
+    """
+
+    recipe: str
+    seeds: int
+    mean: float
+    std: float
+    gap: float | None
+    paper_mean: float | None
+    paper_std: float | None
+    paper_gap: float | None
+    difference: float | None
+    within_noise: bool | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+@cache
+def paper() -> dict[str, Any]:
+    """Return the paper's results: experiment, rule, and then means, curves, angles and norm ratios."""
+    text = files("pfa_convert.reporting").joinpath("paper.json").read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
+    """Return all runs below the given folders, by experiment and then by label.
+
+    Raises:
+        UserError: if a folder holds no run.
+    """
+    found: dict[str, list[Run]] = {}
+    for path in paths:
+        folders = sorted(
+            file.parent for file in path.rglob("recipe.yaml") if (file.parent / "log.jsonl").exists()
+        )
+        if not folders:
+            raise UserError("holds no run that has completed an epoch", where=str(path))
+        for folder in map(RunFolder, folders):
+            run = Run(load_recipe(folder.recipe), folder.seed, tuple(folder.records()))
+            if run.records:
+                found.setdefault(run.recipe.name, []).append(run)
+    experiments: dict[str, dict[str, Variant]] = {}
+    for runs in found.values():
+        variant = Variant(tuple(sorted(runs, key=lambda run: run.seed)))
+        experiments.setdefault(variant.experiment, {})[variant.label] = variant
+    return {name: _in_order(variants) for name, variants in sorted(experiments.items())}
+
+
+def rows(variants: Mapping[str, Variant]) -> list[Row]:
+    """Return the table of one experiment: the variants with a finished run."""
+    done = {label: variant for label, variant in variants.items() if variant.finished}
+    means = {label: fmean(run.accuracies[-1] for run in v.finished) for label, v in done.items()}
+    published = {label: variant.paper.get("final_mean") for label, variant in done.items()}
+    return [_row(variant, means.get("bp"), published.get("bp")) for variant in done.values()]
+
+
+def _row(variant: Variant, bp: float | None, paper_bp: float | None) -> Row:
+    accuracies = [run.accuracies[-1] for run in variant.finished]
+    mean, std = _mean_and_std(accuracies)
+    paper_mean, paper_std = variant.paper.get("final_mean"), variant.paper.get("final_std")
+    difference = None if paper_mean is None else mean - paper_mean
+    within = None
+    if difference is not None and paper_std is not None and len(accuracies) > 1:
+        error = (paper_std**2 / PAPER_SEEDS + std**2 / len(accuracies)) ** 0.5
+        within = abs(difference) <= 2 * error
+    return Row(
+        recipe=variant.recipe.name,
+        seeds=len(accuracies),
+        mean=mean,
+        std=std,
+        gap=None if bp is None else mean - bp,
+        paper_mean=paper_mean,
+        paper_std=paper_std,
+        paper_gap=None if paper_mean is None or paper_bp is None else paper_mean - paper_bp,
+        difference=difference,
+        within_noise=within,
+        seconds=fmean(sum(record["seconds"] for record in run.records) for run in variant.finished),
+    )
+
+
+def _mean_and_std(values: Iterable[float]) -> tuple[float, float]:
+    """Return mean and standard deviation; the latter is 0 for one value."""
+    listed = list(values)
+    return fmean(listed), stdev(listed) if len(listed) > 1 else 0.0
+
+
+def _in_order(variants: dict[str, Variant]) -> dict[str, Variant]:
+    """Sort the variants by what they reached, the best first."""
+
+    def reached(label: str) -> tuple[float, str]:
+        return -fmean(run.accuracies[-1] for run in variants[label].runs), label
+
+    return {label: variants[label] for label in sorted(variants, key=reached)}

@@ -1,0 +1,113 @@
+"""The report: its numbers against ones worked out here, and its files."""
+
+import json
+import math
+import statistics
+
+import pytest
+import yaml
+
+from pfa_convert import UserError, load_recipe
+from pfa_convert.recipe_files import packaged_recipes
+from pfa_convert.reporting.page import write_report
+from pfa_convert.reporting.results import paper, read_runs, rows
+
+FINALS = {"bp": [98.3, 98.4, 98.5], "pfa": [98.30, 98.41, 98.34], "fa": [97.0, 97.2]}
+
+
+def write_run(folder, name, seed, final, epochs=None, settings=()):
+    """A run's folder as the trainer leaves it, with made-up figures."""
+    recipe = load_recipe(name, ["train.epochs=3", *settings])
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    (folder / "environment.json").write_text(json.dumps({"seed": seed}))
+    lines = []
+    for epoch in range(1, (epochs or 3) + 1):
+        accuracy = final - (3 - epoch)
+        angles = {site: {"angle_deg": 20.0 + seed, "norm_ratio": 1.0} for site in ("1", "3", "5")}
+        lines.append({"epoch": epoch, "test_top1": accuracy, "seconds": 2.0, "alignment": angles})
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for rule, finals in FINALS.items():
+        for seed, final in enumerate(finals):
+            write_run(
+                tmp_path / "runs" / f"mnist-mlp-{rule}" / f"seed-{seed}", f"mnist-mlp-{rule}", seed, final
+            )
+    write_run(tmp_path / "runs" / "mnist-mlp-fa" / "seed-2", "mnist-mlp-fa", 2, 97.4, epochs=2)
+    return tmp_path / "runs"
+
+
+def test_the_table_is_what_statistics_says(runs):
+    table = {row.recipe: row for row in rows(read_runs([runs])["mnist-mlp"])}
+    for rule, finals in FINALS.items():
+        row = table[f"mnist-mlp-{rule}"]
+        assert row.seeds == len(finals)
+        assert row.mean == pytest.approx(statistics.mean(finals))
+        assert row.std == pytest.approx(statistics.stdev(finals))
+        assert row.gap == pytest.approx(row.mean - statistics.mean(FINALS["bp"]))
+        published = load_recipe(f"mnist-mlp-{rule}").expect
+        assert (row.paper_mean, row.paper_std) == (published.mean, published.std)
+        assert row.paper_gap == pytest.approx(published.mean - 98.38)
+        assert row.difference == pytest.approx(row.mean - published.mean)
+        error = math.hypot(published.std / math.sqrt(5), row.std / math.sqrt(len(finals)))
+        assert row.within_noise == (abs(row.difference) <= 2 * error)
+        assert row.seconds == 6
+    assert table["mnist-mlp-pfa"].within_noise and not table["mnist-mlp-fa"].within_noise
+
+
+def test_a_run_that_is_not_finished_counts_for_curves_only(runs):
+    variant = read_runs([runs])["mnist-mlp"]["fa"]
+    assert [run.finished for run in variant.runs] == [True, True, False]
+    mean, std = variant.epochs(run.accuracies for run in variant.runs)[-1]
+    assert mean == pytest.approx(statistics.mean([96.0, 96.2, 96.4]))
+    assert std == pytest.approx(statistics.stdev([96.0, 96.2, 96.4]))
+    assert variant.at_end("angle_deg")["5"] == (20.5, pytest.approx(statistics.stdev([20, 21])))
+
+
+def test_the_papers_numbers_in_recipes_and_in_the_report_agree():
+    expected = {name: load_recipe(name).expect for name in packaged_recipes()}
+    published = {
+        f"{experiment}-{rule}": numbers
+        for experiment, rules in paper().items()
+        if experiment != "source"
+        for rule, numbers in rules.items()
+    }
+    assert {name for name, expect in expected.items() if expect} == set(published)
+    for name, numbers in published.items():
+        assert (numbers["final_mean"], numbers["final_std"]) == (expected[name].mean, expected[name].std)
+
+
+def test_the_report_is_complete_and_needs_nothing_else(runs, tmp_path):
+    written = {path.name for path in write_report(read_runs([runs]), tmp_path / "report")}
+    assert written == {
+        *(f"mnist-mlp-{what}.{kind}" for what in ("accuracy", "alignment") for kind in ("png", "svg")),
+        *("report.md", "index.html", "results.json"),
+    }
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| mnist-mlp-bp | 3 | 98.40 ± 0.10 | +0.00 | 98.38 ± 0.03 | +0.00 | +0.02 | yes | 6 |" in text
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert 'src="http' not in page and "<link" not in page and "<script" not in page
+    first = (tmp_path / "report" / "mnist-mlp-accuracy.svg").read_bytes()
+    write_report(read_runs([runs]), tmp_path / "again")
+    assert (tmp_path / "again" / "mnist-mlp-accuracy.svg").read_bytes() == first
+
+
+def test_densities_and_expansions_have_their_own_figures(tmp_path):
+    for density in ("1", "0.3"):
+        for seed in (0, 1):
+            name = f"mnist-sparse-pfa-{density}"
+            write_run(tmp_path / "runs" / name / f"seed-{seed}", name, seed, 98 + float(density))
+    for expansion in ("1", "10"):
+        name = f"mnist-expansion-pfa-{expansion}"
+        write_run(tmp_path / "runs" / name / "seed-0", name, 0, 98.0)
+    written = {path.name for path in write_report(read_runs([tmp_path / "runs"]), tmp_path / "report")}
+    assert {"mnist-sparse-density.png", "mnist-expansion-expansion.svg"} <= written
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        read_runs([tmp_path])

@@ -1,0 +1,98 @@
+"""A table of runs: planned, run side by side, skipped, continued, and not stopped by one that fails."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pfa_convert import UserError
+from pfa_convert.training.reproduction import plan, reproduce
+from pfa_convert.training.run_folder import RunFolder
+
+SHORT = ["train.epochs=2"]
+
+
+def test_a_table_is_planned_seed_by_seed(tmp_path):
+    runs = plan("mnist", tmp_path, {}, seeds=[0, 1])
+    assert [run.seed for run in runs] == [0] * 7 + [1] * 7
+    assert {run.folder.parent.name for run in runs} == {
+        f"mnist-mlp-{rule}" for rule in ("bp", "fa", "dfa", "usf", "kp", "pfa", "pfa-o")
+    }
+    assert len(plan("cifar10", tmp_path, {"rule": ["bp", "pfa"]})) == 2 * 5
+    assert len(plan("sparse", tmp_path, {"rule": ["pfa"], "density": ["0.3", "0.1"]}, seeds=[4])) == 2
+    assert [run.folder.parent.name for run in plan("digits-mlp-pfa", tmp_path, {}, seeds=[0])] == [
+        "digits-mlp-pfa"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "only", "message"),
+    [
+        ("minst", {}, "unknown recipe 'minst'"),
+        ("mnist", {"rules": ["bp"]}, "no variants by 'rules'; did you mean 'rule'"),
+        ("mnist", {"rule": ["pfa", "pfao"]}, "no variant 'pfao' by rule; did you mean 'pfa"),
+    ],
+)
+def test_a_wrong_table_or_variant_is_refused(tmp_path, table, only, message):
+    with pytest.raises(UserError) as error:
+        plan(table, tmp_path, only)
+    assert message in str(error.value)
+
+
+def test_what_is_finished_is_skipped_and_one_failure_stops_no_other(tmp_path):
+    runs = plan("digits-mlp", tmp_path, {"rule": ["bp", "fa"]}, seeds=[0, 1], settings=SHORT)
+    broken = runs[1]
+    broken.folder.mkdir(parents=True)
+    (broken.folder / "log.jsonl").mkdir()  # the trainer cannot write there
+    ended = {end.run: end.failure for end in reproduce(runs, jobs=2, settings=SHORT)}
+    assert set(ended) == set(runs)
+    assert {run for run, failure in ended.items() if failure} == {broken}
+    assert ended[broken].startswith("exit code 2: pfa-convert:")
+
+    (broken.folder / "log.jsonl").rmdir()
+    before = {run: (run.folder / "result.json").stat().st_mtime_ns for run in runs if run != broken}
+    assert all(end.failure is None for end in reproduce(runs, jobs=2, settings=SHORT))
+    assert before == {run: (run.folder / "result.json").stat().st_mtime_ns for run in runs if run != broken}
+    assert json.loads((broken.folder / "result.json").read_text())["epochs"] == 2
+
+
+def test_a_stopped_table_is_continued_where_it_was(tmp_path):
+    settings = ["train.epochs=150"]
+    arguments = [
+        "digits-mlp",
+        "--rules",
+        "pfa",
+        "--seeds",
+        "1",
+        "--set",
+        *settings,
+        "--output",
+        str(tmp_path),
+    ]
+    command = [sys.executable, "-m", "pfa_convert", "reproduce", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (run,) = plan("digits-mlp", tmp_path, {"rule": ["pfa"]}, seeds=[1], settings=settings)
+    folder = RunFolder(run.folder)
+    while len(folder.records()) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == 130
+    assert "stopped by SIGTERM" in (run.folder / "output.txt").read_text()
+    assert not folder.result.exists() and len(folder.records()) < 150
+
+    (alone,) = plan("digits-mlp", tmp_path / "alone", {"rule": ["pfa"]}, seeds=[1], settings=settings)
+    assert [end.failure for end in reproduce([run, alone], jobs=2, settings=settings)] == [None, None]
+    stopped, straight = load_file(folder.last), load_file(RunFolder(alone.folder).last)
+    assert all(torch.equal(stopped[key], straight[key]) for key in straight)
+
+
+def test_a_folder_of_another_recipe_is_refused_before_anything_runs(tmp_path):
+    runs = plan("digits-mlp-bp", tmp_path, {}, seeds=[0], settings=SHORT)
+    assert [end.failure for end in reproduce(runs, jobs=1, settings=SHORT)] == [None]
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        plan("digits-mlp", tmp_path, {}, settings=["train.epochs=3"])
