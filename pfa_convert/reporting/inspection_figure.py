@@ -29,7 +29,7 @@ def inspection_figure(found: Mapping[str, SiteInspection], title: str, path: Pat
     pyplot = pyplot_without_display()
     figure, axes = pyplot.subplots(1, count, figsize=(3.6 * count, 3.6), layout="constrained", squeeze=False)
     for panel, (label, column) in zip(axes[0], panels.items(), strict=False):
-        panel.plot(range(len(column)), column, marker="o", linestyle="none")
+        panel.plot(range(len(column)), column, marker="o", linestyle="none", clip_on=False)
         panel.set_title(label, fontsize=9)
         panel.set(xlabel="site", ylim=(0, 1.1 * max(v for v in column if v == v) or 1))
         _name_sites(panel, list(found))
