@@ -97,6 +97,7 @@ class TrainSection(_Section):
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False
+    gradient_angles: bool = False
     phase_interval: int = Field(default=1, ge=1)
     ema: float | None = Field(default=None, gt=0, lt=1)
 

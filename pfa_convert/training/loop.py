@@ -145,6 +145,8 @@ def _run(session: Session, folder: RunFolder, stop: StopRequest, watcher: Watche
             "images_per_second": round(speed, 1),
             "alignment": angles,
         }
+        if recipe.train.gradient_angles:
+            record["gradient_angle_deg"] = session.gradient_angles()
         if board is not None:
             folder.append(record)
             board.add(record)

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from pfa_convert.alignment import gradient_angles
 from pfa_convert.convert import strip_feedback
 from pfa_convert.data import Data
-from pfa_convert.data.base import Split
+from pfa_convert.data.base import Share, Split
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.coupling import couple
 from pfa_convert.feedback.weight import learning_between_steps
@@ -21,7 +23,7 @@ from pfa_convert.recipe import Recipe
 from pfa_convert.training.averaging import WeightAverage
 from pfa_convert.training.checkpoint import load_training, save_training
 from pfa_convert.training.distributed import Processes
-from pfa_convert.training.evaluation import Score, evaluate
+from pfa_convert.training.evaluation import Score, evaluate, to_device_format
 from pfa_convert.training.setup import make_model, make_optimizer
 
 EVALUATION_VALUES = 1000 * 3 * 32 * 32
@@ -74,6 +76,17 @@ class Session:
             return evaluate(
                 self.model, split, batch_size, self.processes.share, self.recipe.train, self.processes.device
             )
+
+    def gradient_angles(self) -> dict[str, float]:
+        """Return the angles between the gradients and backpropagation's, on the first batch judged by."""
+        batches = self.data.evaluation.batches(self.recipe.data.batch_size, Share())
+        images, labels = next(iter(batches))
+        self.model.eval()
+        angles = gradient_angles(
+            self.model, functional.cross_entropy, to_device_format(images, self.recipe.train), labels
+        )
+        self.model.train()
+        return angles
 
     def save(self, path: Path) -> None:
         """Write everything that the run depends on from here on; only the main process does."""

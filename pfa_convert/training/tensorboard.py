@@ -33,6 +33,8 @@ class TensorBoard:
         for site, values in record["alignment"].items():
             for key, value in values.items():
                 self._writer.add_scalar(f"{key}/{site}", value, epoch)
+        for site, degrees in record.get("gradient_angle_deg", {}).items():
+            self._writer.add_scalar(f"gradient_angle_deg/{site}", degrees, epoch)
 
     def close(self) -> None:
         """Write what is left."""

@@ -1,5 +1,6 @@
 """Two processes do what one does."""
 
+import ast
 import json
 
 import pytest
@@ -60,3 +61,41 @@ def test_two_processes_equal_one(tmp_path, script, settings):
         for key in ("train_top1", "validation_top1", "validation_top5"):
             assert ours[key] == theirs[key]
         assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-10)
+
+
+BYTES = """
+import sys, torch
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from pfa_convert import convert, couple
+from pfa_convert.models import build
+
+dist.init_process_group("gloo")
+sent = {}
+for name, rule, coupled in [("bp", "bp", False), ("collapsed", "pfa", True), ("fused", "pfa", False)]:
+    model = convert(build("paper/resnet20", 10), rule, options={"expansion": 3} if rule == "pfa" else {})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if coupled:
+        couple(model, optimizer)
+    parallel = DistributedDataParallel(model, broadcast_buffers=False)
+    total = [0]
+    def count(state, bucket):
+        total[0] += bucket.buffer().nbytes
+        work = dist.all_reduce(bucket.buffer(), async_op=True)
+        return work.get_future().then(lambda done: done.value()[0])
+    parallel.register_comm_hook(None, count)
+    parallel(torch.randn(2, 3, 32, 32)).sum().backward()
+    sent[name] = total[0]
+if dist.get_rank() == 0:
+    open(sys.argv[1], "w").write(str(sent))
+dist.destroy_process_group()
+"""
+
+
+def test_collapsed_sends_no_more_bytes_than_backpropagation(tmp_path):
+    script = tmp_path / "bytes.py"
+    script.write_text(BYTES)
+    run_in_two_processes(script, tmp_path / "sent")
+    sent = ast.literal_eval((tmp_path / "sent").read_text())
+    weights = 269_722  # ResNet-20 with parameter-free shortcuts
+    assert sent["bp"] == sent["collapsed"] == 4 * weights < sent["fused"]

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from runs import same_bytes
 from safetensors.torch import load_file
 
 from pfa_convert import UserError, load_recipe, train
@@ -76,6 +77,18 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, rule):
         train(recipe, output=tmp_path / name, seed=0)
         finals.append(load_file(tmp_path / name / "last.safetensors"))
     assert all(torch.equal(finals[0][key], finals[1][key]) for key in finals[0])
+
+
+def test_gradient_angles_are_logged_on_request_and_change_nothing(tmp_path):
+    settings = ["train.epochs=2"]
+    train(load_recipe("digits-mlp-pfa", settings), output=tmp_path / "without")
+    train(load_recipe("digits-mlp-pfa", [*settings, "train.gradient_angles=true"]), output=tmp_path / "with")
+    lines = [json.loads(line) for line in (tmp_path / "with" / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        angles = line["gradient_angle_deg"]
+        assert angles.keys() == line["alignment"].keys()
+        assert angles["5"] < 0.1 < angles["1"] < 90  # the error at the last layer is backpropagation's
+    assert same_bytes(tmp_path / "without" / "best.safetensors", tmp_path / "with" / "best.safetensors")
 
 
 def test_a_nan_names_where_it_began(tmp_path):
