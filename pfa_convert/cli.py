@@ -12,7 +12,7 @@ from pfa_convert.commands.convert import convert_command
 from pfa_convert.commands.inspect import inspect_command
 from pfa_convert.commands.models import models_command
 from pfa_convert.commands.reproduce import report_command, reproduce_command
-from pfa_convert.errors import UserError
+from pfa_convert.errors import UserError, of_memory
 from pfa_convert.recipe import load_recipe
 from pfa_convert.recipe_files import packaged_files, read_file
 from pfa_convert.reporting.console import ProgressWatcher, console, print_result
@@ -120,4 +120,9 @@ def main() -> NoReturn:
         code = 2
     except click.Abort:
         code = 130
+    except (MemoryError, RuntimeError) as error:
+        if not of_memory(error):
+            raise
+        click.echo(f"pfa-convert: not enough memory: {' '.join(str(error).split())}", err=True)
+        code = 2
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -26,6 +26,11 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+def of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory was not enough: the machine's or a GPU's."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
 def _suggestion(given: str | None, names: list[str]) -> str:
     near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5) if given else []
     if near:

@@ -36,9 +36,10 @@ class WeightLayout:
     def to_matrix(self, W: Tensor) -> Tensor:
         """View `W` as `(groups, N_out/groups, N_in/groups * prod(k))`."""
         if not self.transposed:
-            return W.reshape(self.groups, self.shape[0] // self.groups, -1)
+            return W.reshape(self.groups, self.shape[0] // self.groups, math.prod(self.shape[1:]))
         split = W.reshape(self.groups, self.shape[0] // self.groups, *self.shape[1:])
-        return split.transpose(1, 2).reshape(self.groups, self.shape[1], -1)
+        inputs = self.shape[0] // self.groups * math.prod(self.shape[2:])
+        return split.transpose(1, 2).reshape(self.groups, self.shape[1], inputs)
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
         """Undo `to_matrix`."""

@@ -14,7 +14,8 @@ from pfa_convert.errors import UserError
 from pfa_convert.graph.sites import Site
 from pfa_convert.rules import Rule, make_rule
 
-_RESERVED = {"match", "type", "rule", "options"}
+_RESERVED = {"match": str, "type": str, "rule": str, "options": Mapping}
+"""An override's own keys and what they hold; any other is an attribute of the layer."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def decide(
     layouts = [site.layout for site in sites]
     default = make_rule(rule, options)
     shared: dict[Tensor, Decision] = {}
+    for index, override in enumerate(overrides):
+        _refuse_wrong_types(override, f"overrides[{index}]")
     chosen = [
         (_Matcher(override, index), *_override_rule(override, index, rule, options))
         for index, override in enumerate(overrides)
@@ -71,11 +74,18 @@ def decide(
     return decisions
 
 
+def _refuse_wrong_types(override: Mapping[str, Any], where: str) -> None:
+    for key, kind in _RESERVED.items():
+        if not isinstance(override.get(key), kind | None):
+            wanted = "a text" if kind is str else "a mapping of options"
+            raise UserError(f"key {key!r}: not {wanted}: {override[key]!r}", where=where)
+
+
 def _override_rule(
     override: Mapping[str, Any], index: int, rule: str, options: Mapping[str, Any]
 ) -> tuple[Rule, str]:
     where = f"overrides[{index}]"
-    name = override.get("rule", rule)
+    name = override.get("rule") or rule
     own = dict(override.get("options") or {})
     inherited = dict(options) if name == rule else {}
     return make_rule(name, {**inherited, **own}, where=where), where

@@ -61,7 +61,7 @@ class ProductFeedbackAlignment(ProductRule):
     source = "Li & Benna 2024, arXiv 2405.20594"
 
     expansion: float = Field(
-        10.0, gt=0, allow_inf_nan=False, description="middle neurons per output neuron, N_mid / N_out"
+        10.0, gt=0, le=10_000, description="middle neurons per output neuron, N_mid / N_out"
     )
 
     def draw_B(self, layout: WeightLayout, draw: Draw) -> Tensor:
