@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,9 @@ def gradient_angles(
     """
     sites = report_of(converted).sites
     own = _weight_gradients(converted, [s.weight for s in sites], loss_fn, inputs, targets)
-    plain = revert(converted)
+    # A copy of the modules but not of what they hold: that may be gigabytes of feedback weights.
+    held = {id(tensor): tensor for tensor in (*converted.parameters(), *converted.buffers())}
+    plain = revert(copy.deepcopy(converted, held), inplace=True)
     true = _weight_gradients(plain, [s.weight for s in sites], loss_fn, inputs, targets)
     return {site.name: angle(own[site.weight], true[site.weight]) for site in sites}
 
