@@ -22,10 +22,12 @@ def apply_feedback(
     cast as the plain operation's would be; the state keeps its precision.
 
     Raises:
-        RuntimeError: in the backward pass, when `create_graph=True` asks for a second derivative.
+        RuntimeError: under `torch.func` transforms; and in the backward pass, when `create_graph=True` asks
+            for a second derivative.
     """
     if not torch.is_grad_enabled():
         return operation(x, W, b)
+    _refuse_transforms()
     return pathway.apply(operation, x, W, b, state)
 
 
@@ -100,6 +102,15 @@ class PlasticTap(torch.autograd.Function):
         """Return the gradient of `W` and that of each state tensor."""
         refuse_second_derivative()
         return None, gradients[0], *ctx.pathway.state_gradients(gradients[0], *ctx.saved_tensors)
+
+
+def _refuse_transforms() -> None:
+    """Raise under `vmap`, `grad` and the like, which differentiate the forward pass themselves."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "torch.func's transforms do not know feedback weights: take gradients with backward or "
+            "torch.autograd.grad, transform under torch.no_grad(), or give the layer the rule 'bp'"
+        )
 
 
 def refuse_second_derivative() -> None:

@@ -12,6 +12,7 @@ from pfa_convert import UserError, load_recipe, train
 from pfa_convert.data import load_data
 from pfa_convert.data.base import DeviceSplit, Normalisation, Share
 from pfa_convert.recipe import ScheduleSection
+from pfa_convert.rules import RULES
 from pfa_convert.training.schedules import factor
 
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ def test_the_log_and_result_of_a_run(tmp_path):
         train(recipe, output=tmp_path, seed=5, resume=True)
 
 
-@pytest.mark.parametrize("rule", ["pfa", "kp", "fa", "brsf"])
+@pytest.mark.parametrize("rule", list(RULES))
 def test_the_same_seed_gives_the_same_bytes(tmp_path, rule):
     recipe = load_recipe(f"digits-mlp-{rule}", ["train.epochs=2"])
     finals = []
