@@ -48,7 +48,7 @@ class Linear:
     def broadcast(self, e: Tensor, F: Tensor, delta: Tensor, x: Tensor) -> Tensor:
         """Return `e F`, the same for every position of an example; `F` is `(N_e, N_in)`."""
         below = torch.mm(rows_of_examples(e, len(x) if x.dim() > 1 else 1), F)
-        return below.reshape(*below.shape[:1], *(1,) * (x.dim() - 2), -1).expand(x.shape)
+        return below.reshape(*below.shape[:1], *(1,) * (x.dim() - 2), F.shape[1]).expand(x.shape)
 
     def to_middle(self, delta: Tensor, B: Tensor) -> Tensor:
         """Return `delta B` of shape `(*, N_mid)`."""
