@@ -1,0 +1,42 @@
+"""The examples of the documentation run, are short, and learn."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training.runs import ENVIRONMENT, run_in_two_processes
+
+FOLDER = Path(__file__).parents[1] / "docs" / "examples"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_example_is_short(name):
+    assert sum(bool(line.strip()) for line in (FOLDER / name).read_text().splitlines()) < 30
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "fsdp2.py"])
+def test_an_example_runs(name, tmp_path):
+    if name == "lightning_module.py":
+        pytest.importorskip("lightning")
+    if name == "accelerate_loop.py":
+        pytest.importorskip("accelerate")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(FOLDER / name)],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [float(value) for value in re.findall(r"loss ([\d.]+)", done.stdout)]
+    if losses:
+        assert losses[-1] < losses[0]
+    accuracy = re.search(r"accuracy ([\d.]+)", done.stdout)
+    assert losses or "rounded" in (FOLDER / name).read_text() or float(accuracy.group(1)) > 0.9
+
+
+def test_fsdp2_on_two_processes():
+    run_in_two_processes(FOLDER / "fsdp2.py")
