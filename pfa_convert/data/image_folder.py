@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,17 +31,19 @@ def image_folder(
     image_size: int = 224,
     resize: int = 256,
     folder: str | None = None,
+    skip_unreadable: bool = False,
 ) -> Data:
     """Return the images in `root/{train,val}/CLASS/`; the images in `val` are the test images.
 
     For training, a crop of random area and shape is scaled to `image_size` and flipped at random; for
     evaluation the shorter side is scaled to `resize` and the centre cut out. `folder` is looked for in
-    `root` first.
+    `root` first. An image that cannot be read ends the run with its name, unless `skip_unreadable`: then
+    it is named in a warning, and the next one takes its place.
     """
     base = _find(root, [folder] if folder else [])
     training_files = list_images(base / "train")
     test_files = list_images(base / "val", training_files.classes)
-    test = FileSplit(test_files, image_size, resize, device, workers)
+    test = FileSplit(test_files, image_size, resize, device, workers, skip_unreadable)
     common = {"num_classes": len(training_files.classes), "image_shape": (3, image_size, image_size)}
     if validation >= len(training_files):
         raise UserError(f"validation: {validation} leaves none of the {len(training_files)} training images")
@@ -77,6 +80,7 @@ class FileSplit:
     resize: int
     device: torch.device
     workers: int
+    skip_unreadable: bool
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -96,7 +100,7 @@ class FileSplit:
             for first in batch_starts(count, batch_size, share, shuffled)[start:]
         ]
         loader = DataLoader(
-            _Decoder(self.files, _transform(self.image_size, self.resize, shuffled)),
+            _Decoder(self.files, _transform(self.image_size, self.resize, shuffled), self.skip_unreadable),
             batch_sampler=[part for part in mine if part],
             num_workers=self.workers,
             collate_fn=_collate,
@@ -117,18 +121,31 @@ class FileSplit:
 class _Decoder(Dataset[Any]):
     """Decodes and cuts the image with the index and the seed that it is asked for."""
 
-    def __init__(self, files: ImageFiles, transform: Any) -> None:
+    def __init__(self, files: ImageFiles, transform: Any, skip_unreadable: bool) -> None:
         self.files = files
         self.transform = transform
+        self.skip_unreadable = skip_unreadable
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
         index, seed = key
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             try:
-                return self.transform(decode(self.files.paths[index])), self.files.labels[index]
+                image, label = self._read(index)
+                return self.transform(image), label
             except UserError as error:  # a worker's exception would arrive with its traceback as text
                 return str(error)
+
+    def _read(self, index: int) -> tuple[Any, int]:
+        """Return the image, or the next one that can be read where that is wanted, and its label."""
+        for candidate in (*range(index, len(self.files)), *range(index)):
+            try:
+                return decode(self.files.paths[candidate]), self.files.labels[candidate]
+            except UserError as error:
+                if not self.skip_unreadable:
+                    raise
+                warnings.warn(f"skipped: {error}", stacklevel=1)
+        raise UserError("no image can be read", where=self.files.paths[index])
 
 
 def _collate(items: list[Any]) -> Any:

@@ -32,8 +32,9 @@ def _load(name: str, root: Path, validation: int, device: torch.device, mean: fl
     for train in (True, False):
         try:
             found = getattr(torchvision.datasets, name)(root, train=train, download=False)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"{error}", where=f"data set {name!r} in {root}") from error
+        except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
+            problem = str(error) or "the files are damaged"  # torchvision checks them with bare assertions
+            raise UserError(problem, where=f"data set {name!r} in {root}") from error
         images = found.data.unsqueeze(1).to(device)
         splits.append(DeviceSplit(images, found.targets.to(device), Normalisation((mean,), (std,))))
     return hold_out(splits[0], splits[1], validation, num_classes=10)
