@@ -120,6 +120,9 @@ def main() -> NoReturn:
         code = 2
     except click.Abort:
         code = 130
+    except OSError as error:  # a disk that is full or gone
+        click.echo(f"pfa-convert: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+        code = 2
     except (MemoryError, RuntimeError) as error:
         if not of_memory(error):
             raise
