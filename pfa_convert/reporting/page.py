@@ -64,7 +64,7 @@ def cells(row: Row) -> Sequence[str]:
     return (
         row.recipe,
         str(row.seeds),
-        f"{row.mean:.2f} ± {row.std:.2f}",
+        f"{row.mean:.2f}" + (f" ± {row.std:.2f}" if row.seeds > 1 else ""),
         _signed(row.gap),
         ""
         if row.paper_mean is None

@@ -36,16 +36,16 @@ def print_rule(console: Console, rule: type[Rule]) -> None:
     table = Table("option", "default", "range", "meaning", box=None, header_style="bold", pad_edge=False)
     for option, field in rule.model_fields.items():
         default = "" if field.default is None else str(field.default)
-        values = ", ".join(rule.strategies) if option == "strategy" else _range(field.metadata)
+        values = ", ".join(rule.strategies) if option == "strategy" else bounds(field.metadata)
         table.add_row(option, default, values, field.description)
     console.print(table)
 
 
-def _range(constraints: Sequence[Any]) -> str:
+def bounds(constraints: Sequence[Any]) -> str:
     """Return bounds as mathematicians write them: `> 0, <= 1`."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = {key: getattr(bound, key) for bound in constraints for key in signs if hasattr(bound, key)}
-    return ", ".join(f"{signs[key]} {value}" for key, value in bounds.items())
+    found = {key: getattr(bound, key) for bound in constraints for key in signs if hasattr(bound, key)}
+    return ", ".join(f"{signs[key]} {value}" for key, value in found.items())
 
 
 def print_recipes(console: Console, files: Mapping[str, RecipeFile]) -> None:
