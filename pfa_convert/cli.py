@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from pfa_convert.commands.bench import bench_command
+from pfa_convert.commands.completion import complete_recipe, complete_rule
 from pfa_convert.commands.convert import convert_command
 from pfa_convert.commands.inspect import inspect_command
 from pfa_convert.commands.models import models_command
@@ -60,7 +61,7 @@ cli.add_command(report_command)
 
 
 @cli.command("train")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe: train.epochs=5."
 )
@@ -78,7 +79,15 @@ def train_command(
     device: str | None,
     resume: bool,
 ) -> None:
-    """Train by RECIPE: a file, or the name of a packaged one (see `pfa-convert recipes`)."""
+    """Train by RECIPE: a file, or the name of a packaged one (see `pfa-convert recipes`).
+
+    Under torchrun, every process trains on its part of each batch.
+
+    \b
+    pfa-convert train digits-mlp-pfa
+    pfa-convert train mnist-mlp-pfa --data data --set train.epochs=5 --output runs/mine
+    torchrun --nproc-per-node 4 -m pfa_convert train imagenet-resnet18-pfa --data data
+    """
     loaded = load_recipe(recipe, settings)
     watcher = ProgressWatcher(console)
     try:
@@ -91,7 +100,7 @@ def train_command(
 
 
 @cli.command("rules")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_rule)
 def rules_command(name: str | None) -> None:
     """List the rules, or explain the rule NAME."""
     if name is None:

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from click.shell_completion import BashComplete
 
 from pfa_convert import load
+from pfa_convert.cli import cli
 
 
 def run(*arguments, cwd=None):
@@ -107,3 +109,20 @@ def test_nothing_is_unpickled(tmp_path):
     command = [sys.executable, "use.py", "model.safetensors"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "UserError" in result.stderr and not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("conv", {"convert"}),
+        ("train mnist-mlp-pf", {"mnist-mlp-pfa", "mnist-mlp-pfa-o"}),
+        ("rules pfa", {"pfa", "pfa-o"}),
+        ("convert resnet5", {"resnet50", "resnet50c", "resnet50d", "resnet50s", "resnet50t", "resnet51q"}),
+        ("reproduce cifar10", {"cifar10", "cifar10-resnet20", "cifar10-resnet20-short"}),
+    ],
+)
+def test_the_shell_completes_names(typed, offered):
+    *words, begun = typed.split()
+    found = BashComplete(cli, {}, "pfa-convert", "_").get_completions(words, begun)
+    assert offered <= {item.value for item in found}
+    assert all(item.value.startswith(begun) for item in found)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pfa_convert.commands.completion import complete_model
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.console import console, print_benchmark
 from pfa_convert.reporting.figures import growth_figure
@@ -16,7 +17,7 @@ from pfa_convert.training.bench import Settings, bench_variants, measure
 
 
 @click.command("bench")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("--rules", default="pfa,pfa-o,kp", show_default=True, help="Rules to measure.")
 @click.option("--strategies", default="collapsed,fused", show_default=True, help="Strategies of each rule.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -44,7 +45,12 @@ def bench_command(
     as_json: bool,
     **rest: Any,
 ) -> None:
-    """Measure step time and memory of rules and strategies over backpropagation's on MODEL."""
+    """Measure step time and memory of rules and strategies over backpropagation's on MODEL.
+
+    \b
+    pfa-convert bench resnet18 --batch-size 16 --rules pfa,kp
+    pfa-convert bench paper/resnet20 --batch-size 128 --scale --plot growth.png
+    """
     variants = bench_variants(rules.split(","), strategies.split(","))
     base = Settings(model=model, batch_size=batch_size, compile=compiled, **rest)
     settings = {batch_size: base}

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import torch
 
+from pfa_convert.commands.completion import complete_model, complete_recipe, complete_rule
 from pfa_convert.convert import convert, revert
 from pfa_convert.errors import UserError
 from pfa_convert.files import read_header
@@ -22,12 +23,20 @@ from pfa_convert.verify import forward_difference
 
 
 @click.command("convert")
-@click.argument("model")
-@click.option("--rule", help="The rule of every site that no override names; pfa by default.")
+@click.argument("model", shell_complete=complete_model)
+@click.option(
+    "--rule",
+    help="The rule of every site that no override names; pfa by default.",
+    shell_complete=complete_rule,
+)
 @click.option("--expansion", type=float, help="Middle neurons per output neuron, for the rule pfa.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Another option of the rule.")
 @click.option("--override", "overrides", multiple=True, metavar="PATTERN=RULE", help="A rule for some sites.")
-@click.option("--recipe", help="Take the conversion from a recipe; options here override it.")
+@click.option(
+    "--recipe",
+    help="Take the conversion from a recipe; options here override it.",
+    shell_complete=complete_recipe,
+)
 @click.option("--num-classes", type=click.IntRange(min=1), help="Outputs of the classifier.")
 @click.option("--seed", type=int, default=0, show_default=True, help="What feedback weights are drawn from.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the converted model to this file.")
@@ -48,6 +57,10 @@ def convert_command(
 
     MODEL is a name of torchvision or timm (`resnet50`, `timm/resnet50`), `paper/resnet20`, `paper/mlp`,
     `package.module:factory`, or a file that `--output` wrote.
+
+    \b
+    pfa-convert resnet50 --rule pfa --expansion 4
+    pfa-convert timm/vit_tiny_patch16_224 --rule fa --override 'head=bp' --output vit.safetensors
     """
     if output is not None and not output.resolve().parent.is_dir():
         raise UserError(f"the folder {output.parent} does not exist", where="--output")

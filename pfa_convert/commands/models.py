@@ -33,6 +33,10 @@ def models_command(
 
     `--check` and `--prove` write one line of a table for each model as it is done; a table that is
     there already is continued.
+
+    \b
+    pfa-convert models 'vit_*'
+    pfa-convert models --check --output coverage.csv
     """
     names = available(pattern)
     if not names:

@@ -11,6 +11,7 @@ import click
 import torch
 from rich.progress import track
 
+from pfa_convert.commands.completion import complete_table
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.console import console
 from pfa_convert.reporting.page import write_report
@@ -20,7 +21,7 @@ from pfa_convert.training.reproduction import Ended, plan, reproduce
 
 
 @click.command("reproduce")
-@click.argument("table", metavar="TABLE")
+@click.argument("table", metavar="TABLE", shell_complete=complete_table)
 @click.option("--rules", help="Some of the rules: bp,pfa.")
 @click.option("--only", multiple=True, metavar="AXIS=NAMES", help="Some variants: density=1,0.3.")
 @click.option("--seeds", help="0-4 or 0,2,5; the recipe's own by default.")
