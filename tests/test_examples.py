@@ -40,3 +40,15 @@ def test_an_example_runs(name, tmp_path):
 
 def test_fsdp2_on_two_processes():
     run_in_two_processes(FOLDER / "fsdp2.py")
+
+
+def test_the_notebook_runs_and_shows_what_it_says(tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(FOLDER.parent / "tour.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "same outputs: True" in printed
+    assert all(float(top1) > 95 for top1 in re.findall(r"([\d.]+) %", printed))
+    assert any("image/png" in output.get("data", {}) for output in outputs)
