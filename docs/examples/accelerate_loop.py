@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pfa_convert import convert, couple
 from pfa_convert.models import build
 
+torch.manual_seed(0)
 images, labels = (torch.as_tensor(array) for array in load_digits(return_X_y=True))
 loader = DataLoader(TensorDataset(images.float() / 16, labels), batch_size=32, shuffle=True)
 model = convert(build("paper/mlp", 10, in_features=64, hidden=[64, 64]), rule="pfa-o")
