@@ -17,7 +17,8 @@ from pfa_convert.graph.report import ConversionReport, SiteReport
 from pfa_convert.inspection import SiteInspection
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.bench import Measurement, Settings
-from pfa_convert.training.loop import RunResult, Watcher
+from pfa_convert.training.loop import RunResult
+from pfa_convert.training.watcher import Watcher
 from pfa_convert.zoo.sweep import Line
 
 console = Console(highlight=False, soft_wrap=True)
