@@ -55,7 +55,7 @@ class Linear:
         return torch.matmul(delta, B[0])
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: PyTorch 2.11 compiles no function that makes a frozen one and calls it
 class Convolution:
     """ConvNd or ConvTransposeNd with numeric padding of zeros; every field has one entry per dimension."""
 
