@@ -56,7 +56,8 @@ def test_a_converted_model_compiles_in_one_graph(name, rule):
     assert compiled.keys() == eager.keys()
     scale = max(gradient.norm() for gradient in eager.values())
     for name, gradient in eager.items():
-        assert (compiled[name] - gradient).norm() <= 1e-9 * max(gradient.norm(), 1e-3 * scale), name
+        # PyTorch 2.11 compiles attention, a plain model's too, with rounding above that of float64.
+        assert (compiled[name] - gradient).norm() <= 1e-6 * max(gradient.norm(), 1e-3 * scale), name
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet50", "torchvision/vit_b_16"])
