@@ -13,7 +13,7 @@ from pfa_convert.commands.convert import convert_command
 from pfa_convert.commands.inspect import inspect_command
 from pfa_convert.commands.models import models_command
 from pfa_convert.commands.reproduce import report_command, reproduce_command
-from pfa_convert.errors import UserError, of_memory
+from pfa_convert.errors import UserError, misfortune
 from pfa_convert.recipe import load_recipe
 from pfa_convert.recipe_files import packaged_files, read_file
 from pfa_convert.reporting.console import ProgressWatcher, console, print_result
@@ -133,8 +133,8 @@ def main() -> NoReturn:
         click.echo(f"pfa-convert: {error.filename or 'a file'}: {error.strerror or error}", err=True)
         code = 2
     except (MemoryError, RuntimeError) as error:
-        if not of_memory(error):
+        if (happened := misfortune(error)) is None:
             raise
-        click.echo(f"pfa-convert: not enough memory: {' '.join(str(error).split())}", err=True)
+        click.echo(f"pfa-convert: {happened}", err=True)
         code = 2
     raise SystemExit(code if isinstance(code, int) else 0)

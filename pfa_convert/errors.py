@@ -26,9 +26,14 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
-def of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that memory was not enough: the machine's or a GPU's."""
-    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+def misfortune(error: BaseException) -> str | None:
+    """Return in one line what the machine did to a run, such as too little memory; None for other errors."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
+        return f"not enough memory: {text}"
+    if text.startswith("DataLoader worker"):
+        return f"a process that reads the data was killed ({text}); continue with --resume"
+    return None
 
 
 def _suggestion(given: str | None, names: list[str]) -> str:

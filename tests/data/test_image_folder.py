@@ -76,6 +76,15 @@ def test_a_damaged_image_is_named(root, workers):
     assert str(damaged) in str(error.value)
 
 
+def test_what_a_reading_process_raises_arrives_with_its_traceback(root, monkeypatch):
+    def fail(path):
+        raise ZeroDivisionError(f"no way to read {path}")
+
+    monkeypatch.setattr("pfa_convert.data.image_folder.decode", fail)
+    with pytest.raises(ZeroDivisionError, match=r"(?s)worker process 0.*Traceback.*no way to read"):
+        list(load(root, workers=2).train.batches(8, Share(), order_seed=0))
+
+
 def test_a_damaged_image_is_skipped_where_the_recipe_says_so(root):
     damaged = root / "imagenette" / "val" / "cat" / "002.JPEG"
     damaged.write_text("not an image")

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from runs import ENVIRONMENT, run, same_bytes
+from PIL import Image
+from runs import ENVIRONMENT, run, same_bytes, start
 
 from pfa_convert.training.run_folder import RunFolder
 
@@ -23,22 +25,24 @@ def torchrun(*arguments):
     )
 
 
-def worker(parent, rank):
-    """The process of a rank below torchrun."""
-    for entry in os.listdir("/proc"):
+def children(parent, variable=""):
+    """The processes below one, those with an environment variable."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{entry}/environ", "rb") as file:
-                variables = file.read().split(b"\0")
-            with open(f"/proc/{entry}/stat") as file:
-                above = int(file.read().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
+            variables = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+            above = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
             continue
-        if above == parent and f"RANK={rank}".encode() in variables:
-            return int(entry)
-    raise AssertionError("no such process")
+        if above == parent and (not variable or variable.encode() in variables):
+            found.append(int(entry))
+    return found
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+reads_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@reads_proc
 def test_a_killed_rank_ends_the_job_with_its_number_and_the_run_continues(tmp_path):
     arguments = ["digits-mlp-pfa", *BIG, "--set", "train.epochs=60", "--device", "cpu"]
     folder = RunFolder(tmp_path / "run")
@@ -46,7 +50,7 @@ def test_a_killed_rank_ends_the_job_with_its_number_and_the_run_continues(tmp_pa
     while len(folder.records()) < 2:
         assert job.poll() is None, job.communicate()
         time.sleep(0.05)
-    os.kill(worker(job.pid, 1), signal.SIGKILL)
+    os.kill(*children(job.pid, "RANK=1"), signal.SIGKILL)
     said, _ = job.communicate(timeout=90)
     assert job.returncode != 0
     assert "rank      : 1" in said and "Signal 9" in said
@@ -56,6 +60,42 @@ def test_a_killed_rank_ends_the_job_with_its_number_and_the_run_continues(tmp_pa
     assert resumed.wait(timeout=120) == 0, resumed.communicate()
     whole = torchrun(*arguments, "--output", tmp_path / "whole")
     assert whole.wait(timeout=120) == 0, whole.communicate()
+    assert same_bytes(folder.last, tmp_path / "whole" / "last.safetensors")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A recipe for 400 small images of two classes, read by two processes, and their folder."""
+    root = tmp_path / "images"
+    for part, count in (("train", 200), ("val", 4)):
+        for name in ("cat", "dog"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (20, 20), (index, 90, 200)).save(folder / f"{index:03d}.png")
+    recipe = tmp_path / "images.yaml"
+    recipe.write_text(
+        "model: {name: paper/resnet20, num_classes: 2}\n"
+        "data: {dataset: imagefolder, workers: 2, batch_size: 4, options: {image_size: 16, resize: 16}}\n"
+        "train: {epochs: 2}\n"
+    )
+    return [recipe, "--data", root]
+
+
+@reads_proc
+def test_a_killed_reader_of_the_data_ends_the_run_and_it_continues(images, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    job = start(*images, "--output", folder.path)
+    while not (folder.last.exists() and len(readers := children(job.pid)) >= 2):
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    os.kill(readers[-1], signal.SIGKILL)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 2 and said.count("\n") == 1, said
+    assert "reads the data was killed" in said and "--resume" in said
+    resumed = run(*images, "--output", folder.path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert run(*images, "--output", tmp_path / "whole").returncode == 0
     assert same_bytes(folder.last, tmp_path / "whole" / "last.safetensors")
 
 
