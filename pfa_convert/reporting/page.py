@@ -26,7 +26,8 @@ HEADINGS = (
     "within noise",
     "s/run",
 )
-ANGLES = ("recipe", "final path angles (degrees), by layer", "the paper's", "norm ratios", "the paper's")
+PAPERS = "the paper's, seed 0"
+ANGLES = ("recipe", "final path angles (degrees), by layer", PAPERS, "norm ratios", PAPERS)
 
 
 def write_report(experiments: Mapping[str, Mapping[str, Variant]], folder: Path) -> list[Path]:

@@ -43,7 +43,7 @@ def pictures(experiment: str, variants: Mapping[str, Variant]) -> Iterator[Pictu
             yield Picture(
                 f"{experiment}-alignment",
                 "Path angle and norm ratio between F and W by epoch, a line for each layer from the input "
-                "(dark) to the output (bright); crosses at the end are the paper's.",
+                "(dark) to the output (bright); crosses at the end are those of the paper's seed 0.",
                 alignment_figure(moving),
             )
     by_density = _by_option(finished, "feedback_density", 1.0)
