@@ -14,7 +14,8 @@ import torchvision
 import yaml
 
 from pfa_convert.errors import UserError
-from pfa_convert.recipe import Recipe
+from pfa_convert.recipe import Recipe, parse_recipe
+from pfa_convert.recipe_text import read_mapping
 
 
 class RunFolder:
@@ -50,8 +51,8 @@ class RunFolder:
         return int(json.loads(self.environment.read_text())["seed"])
 
     def check_same(self, recipe: Recipe, seed: int) -> None:
-        """Raise UserError unless the folder holds a run of this very recipe and seed."""
-        kept = yaml.safe_load(self.recipe.read_text())
+        """Raise UserError unless the folder holds a run of this recipe, defaults included, and seed."""
+        kept = parse_recipe(read_mapping(self.recipe), str(self.recipe)).to_dict()
         if kept != json.loads(json.dumps(recipe.to_dict())) or self.seed != seed:
             raise UserError(
                 "holds a run of another recipe or seed; choose another --output", where=str(self.path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from runs import same_bytes
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pfa_convert import UserError, load_recipe, train
 from pfa_convert.data import load_data
@@ -68,6 +69,27 @@ def test_the_log_and_result_of_a_run(tmp_path):
     assert train(recipe, output=tmp_path, seed=4, resume=True) == result
     with pytest.raises(UserError, match="another recipe or seed"):
         train(recipe, output=tmp_path, seed=5, resume=True)
+    kept = tmp_path / "recipe.yaml"  # as a version wrote it that did not know the key yet
+    kept.write_text(kept.read_text().replace("  phase_interval: 1\n", ""))
+    assert train(recipe, output=tmp_path, seed=4, resume=True) == result
+    kept.write_text("name: [")
+    with pytest.raises(UserError, match=r"recipe\.yaml: "):
+        train(recipe, output=tmp_path, seed=4, resume=True)
+
+
+def test_tensorboard_shows_the_log(tmp_path):
+    recipe = load_recipe("digits-mlp-pfa", ["train.epochs=2", "train.gradient_angles=true"])
+    train(recipe, output=tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for tag in ("test_top1", "train_loss", "lr"):
+        points = [(event.step, event.value) for event in shown.Scalars(tag)]
+        assert points == [(r["epoch"], pytest.approx(r[tag], rel=1e-6)) for r in records]
+    site = next(iter(records[0]["alignment"]))
+    for tag, key in (("angle_deg", "alignment"), ("gradient_angle_deg", "gradient_angle_deg")):
+        values = [event.value for event in shown.Scalars(f"{tag}/{site}")]
+        logged = [r[key][site]["angle_deg"] if key == "alignment" else r[key][site] for r in records]
+        assert values == pytest.approx(logged, rel=1e-6)
 
 
 @pytest.mark.parametrize("rule", list(RULES))
