@@ -1,5 +1,6 @@
 """What a user gets: a wheel that works on its own, and documentation that builds without a warning."""
 
+import html
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import venv
 from pathlib import Path
 
 import pytest
+
+from pfa_convert.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,8 +62,11 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
         cwd=ROOT,
         env=environment,
     )
-    rules = (tmp_path / "site" / "rules" / "index.html").read_text()
-    assert "F = B R, dR = B^T dW" in rules and "feedback_density" in rules
+    for name in RULES:
+        rule = RULES[name]
+        page = html.unescape((tmp_path / "site" / "rules" / name / "index.html").read_text())
+        assert rule.source in page and rule.title in page
+        assert all(f"<code>{option}</code>" in page for option in rule.model_fields)
     api = (tmp_path / "site" / "api" / "index.html").read_text()
     assert all(f".{name}" in api for name in ("convert.convert", "coupling.couple", "loop.train"))
     assert "--override" in (tmp_path / "site" / "commands" / "index.html").read_text()
