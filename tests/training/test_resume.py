@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from runs import run, same_bytes, start
@@ -12,6 +13,7 @@ from runs import run, same_bytes, start
 from pfa_convert import load_recipe, train
 from pfa_convert.files import read_header
 from pfa_convert.training import Stopped, Watcher
+from pfa_convert.training.run_folder import RunFolder
 
 SMALL = "model.hidden=[32]"
 SETTINGS = ["--set", "train.epochs=10", "--set", "model.hidden=[256, 256]"]
@@ -61,6 +63,39 @@ def test_a_run_killed_at_random_moments_resumes_to_the_same_bytes(whole, tmp_pat
     assert same_bytes(whole / "last.safetensors", folder / "last.safetensors")
     assert same_bytes(whole / "best.safetensors", folder / "best.safetensors")
     assert records(whole) == records(folder)
+
+
+class _Killed(BaseException):
+    """Ends a run as SIGKILL does, as far as files go: nothing catches it, nothing tidies up."""
+
+
+def test_a_run_that_ends_at_any_step_of_writing_its_files_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    recipe = load_recipe("digits-mlp-pfa", [SMALL, "train.epochs=2"])
+    steps, last_step = 0, None
+
+    def dies_at_last_step(write):
+        def step(*arguments, **options):
+            nonlocal steps
+            steps += 1
+            if steps == last_step:
+                raise _Killed
+            return write(*arguments, **options)
+
+        return step
+
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (RunFolder, "append")):
+        monkeypatch.setattr(owner, name, dies_at_last_step(getattr(owner, name)))
+    train(recipe, output=tmp_path / "whole")
+    in_all = steps
+    assert in_all > 15
+    for last_step in range(1, in_all + 1):
+        steps, folder = 0, tmp_path / f"killed at {last_step}"
+        with pytest.raises(_Killed):
+            train(recipe, output=folder)
+        steps = -1_000_000
+        train(recipe, output=folder, resume=True)
+        assert same_bytes(tmp_path / "whole" / "last.safetensors", folder / "last.safetensors"), last_step
+        assert records(tmp_path / "whole") == records(folder), last_step
 
 
 class TerminateAfter(Watcher):
