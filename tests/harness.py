@@ -102,3 +102,14 @@ def problem(case: Case) -> tuple[Tensor, Tensor]:
 
 def relative_error(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm().clamp_min(1e-300)).item()
+
+
+def feedback_of(module, name="weight"):
+    return getattr(module, f"feedback_of_{name}")
+
+
+def error_below(model, x, delta=None):
+    x = x.clone().requires_grad_()
+    output = model(x)
+    output.backward(torch.ones_like(output) if delta is None else delta)
+    return x.grad

@@ -1,0 +1,76 @@
+"""torch.nn.MultiheadAttention, whose function applies three projections at once."""
+
+import pytest
+import torch
+from harness import EXACT, relative_error
+from torch import nn
+
+from pfa_convert import convert
+from pfa_convert.verify import forward_difference
+
+ATTENTIONS = [
+    ({}, "self"),
+    ({"batch_first": True}, "self"),
+    ({"batch_first": True, "bias": False}, "memory"),
+    ({"batch_first": True, "add_bias_kv": True, "add_zero_attn": True}, "three"),
+    ({"kdim": 6, "vdim": 10}, "other sizes"),
+]
+
+
+def attention_inputs(kind):
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(3, 3, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    if kind == "other sizes":
+        return q, k[..., :6], torch.cat([v, v], dim=-1)[..., :10]
+    return {"self": (q, q, q), "memory": (q, k, k), "three": (q, k, v)}[kind]
+
+
+@pytest.mark.parametrize(("arguments", "kind"), ATTENTIONS, ids=str)
+@pytest.mark.parametrize("rule", ["bp", "fa", "kp"])
+def test_multi_head_attention_sends_its_error_through_every_projections_feedback_weight(
+    arguments, kind, rule
+):
+    torch.manual_seed(0)
+    plain = nn.MultiheadAttention(8, 2, **arguments).double()
+    model = convert(plain, rule, options={"strategy": "explicit"} if rule == "bp" else {})
+    assert len(model.conversion.sites) == (4 if kind == "other sizes" else 2) and not model.conversion.skipped
+    results = []
+    for attention in (model, plain):
+        inputs = [x.clone().requires_grad_() for x in attention_inputs(kind)[:1]]
+        q, k, v = attention_inputs(kind)
+        q = inputs[0]
+        k = q if kind == "self" else k
+        v = q if kind == "self" else k if kind == "memory" else v
+        output, weights = attention(q, k, v)
+        attention.zero_grad()
+        output.square().sum().backward()
+        results.append((output, weights, q.grad, {n: p.grad for n, p in attention.named_parameters()}))
+    (output, weights, dq, gradients), (plain_output, plain_weights, plain_dq, plain_gradients) = results
+    assert torch.equal(output, plain_output) and torch.equal(weights, plain_weights)
+    assert relative_error(gradients["out_proj.weight"], plain_gradients["out_proj.weight"]) <= EXACT
+    if rule == "bp":
+        assert relative_error(dq, plain_dq) <= EXACT
+        assert all(relative_error(gradients[n], g) <= EXACT for n, g in plain_gradients.items())
+    else:
+        assert relative_error(dq, plain_dq) > 0.1
+    if rule == "kp":
+        for name in plain_gradients:
+            holder, _, parameter = name.rpartition(".")
+            feedback = f"{holder}.feedback_of_{parameter}.F".removeprefix(".")
+            if feedback in gradients:
+                assert relative_error(gradients[feedback], gradients[name]) <= EXACT
+
+
+def test_attention_without_gradients_may_take_pytorchs_fast_path():
+    plain = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = convert(plain, "fa")
+    x = torch.randn(2, 5, 8)
+    assert forward_difference(plain, model, x) == 0
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(x), model.eval()(x))
+
+
+def test_multihead_attentions_projections_are_sites():
+    report = convert(nn.MultiheadAttention(8, 2, batch_first=True), "fa").conversion
+    assert {site.weight for site in report.sites} == {"in_proj_weight", "out_proj.weight"}
+    assert not report.skipped
