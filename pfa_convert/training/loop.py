@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from pfa_convert.recipe import Recipe
 from pfa_convert.training.diagnosis import first_not_finite
 from pfa_convert.training.distributed import join
 from pfa_convert.training.epoch import train_epoch
+from pfa_convert.training.evaluation import Score
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.training.session import Session, determinism
 from pfa_convert.training.stopping import Stopped, StopRequest
@@ -107,46 +109,7 @@ def _run(session: Session, folder: RunFolder, stop: StopRequest, watcher: Watche
     done = progress.epoch * len(data.train) + progress.batch * recipe.data.batch_size
     watcher.start(recipe, session.seed, recipe.train.epochs * len(data.train) - done)
     for epoch in range(progress.epoch + 1, recipe.train.epochs + 1):
-        started = time.perf_counter()
-        first_batch = progress.batch
-        fitted = train_epoch(session, epoch, stop, watcher)
-        if fitted is None:
-            progress.seconds += time.perf_counter() - started
-            session.save(folder.last)
-            raise Stopped(f"stopped by SIGTERM in epoch {epoch}; continue with --resume", where=recipe.name)
-        if not math.isfinite(fitted.loss):
-            culprit = first_not_finite(session, folder.last, epoch)
-            raise UserError(f"the loss is {fitted.loss} in epoch {epoch}: {culprit}", where=recipe.name)
-        images = len(data.train) - first_batch * recipe.data.batch_size
-        speed = images / (time.perf_counter() - started)
-
-        scores = {data.evaluation_name: session.judge(data.evaluation)}
-        top1 = scores[data.evaluation_name].top1
-        best = top1 > progress.best_top1
-        if best and data.test is not None:
-            scores["test"] = session.judge(data.test)
-            progress.test_top1_at_best = scores["test"].top1
-        angles = alignment(session.model)
-        seconds = time.perf_counter() - started
-        progress.epoch, progress.batch, progress.sums = epoch, 0, []
-        progress.top1, progress.seconds = top1, progress.seconds + seconds
-        if best:
-            progress.best_top1, progress.best_epoch = top1, epoch
-            session.save(folder.best)
-        record = {
-            "epoch": epoch,
-            "train_loss": fitted.loss,
-            "train_top1": fitted.top1,
-            **{f"{name}_{key}": value for name, s in scores.items() for key, value in asdict(s).items()},
-            **_means(angles),
-            "lr": session.optimizer.param_groups[0]["lr"],
-            "weight_decay": session.optimizer.param_groups[0]["weight_decay"],
-            "seconds": round(seconds, 3),
-            "images_per_second": round(speed, 1),
-            "alignment": angles,
-        }
-        if recipe.train.gradient_angles:
-            record["gradient_angle_deg"] = session.gradient_angles()
+        record = _run_epoch(session, folder, epoch, stop, watcher)
         if board is not None:
             folder.append(record)
             board.add(record)
@@ -155,6 +118,66 @@ def _run(session: Session, folder: RunFolder, stop: StopRequest, watcher: Watche
     if board is not None:
         board.close()
     return _finish(session, folder)
+
+
+def _run_epoch(
+    session: Session, folder: RunFolder, epoch: int, stop: StopRequest, watcher: Watcher
+) -> dict[str, Any]:
+    """Train for an epoch, judge the model, keep it if it is the best, and return the line for the log."""
+    started = time.perf_counter()
+    images = len(session.data.train) - session.progress.batch * session.recipe.data.batch_size
+    fitted = _fit(session, folder, epoch, stop, watcher)
+    speed = images / (time.perf_counter() - started)
+    scores = _judge(session)
+    angles = alignment(session.model)
+    seconds = time.perf_counter() - started
+    top1 = {split: score.top1 for split, score in scores.items()}
+    test_top1 = None if session.data.test is None else top1.get("test")
+    if session.progress.complete(epoch, top1[session.data.evaluation_name], test_top1, seconds):
+        session.save(folder.best)
+    group = session.optimizer.param_groups[0]
+    record = {
+        "epoch": epoch,
+        "train_loss": fitted.loss,
+        "train_top1": fitted.top1,
+        **{
+            f"{split}_{key}": value for split, score in scores.items() for key, value in asdict(score).items()
+        },
+        **_means(angles),
+        "lr": group["lr"],
+        "weight_decay": group["weight_decay"],
+        "seconds": round(seconds, 3),
+        "images_per_second": round(speed, 1),
+        "alignment": angles,
+    }
+    if session.recipe.train.gradient_angles:
+        record["gradient_angle_deg"] = session.gradient_angles()
+    return record
+
+
+def _fit(session: Session, folder: RunFolder, epoch: int, stop: StopRequest, watcher: Watcher) -> Score:
+    """Train for an epoch; raises Stopped, with all saved, or UserError for a loss that is not finite."""
+    started = time.perf_counter()
+    fitted = train_epoch(session, epoch, stop, watcher)
+    if fitted is None:
+        session.progress.seconds += time.perf_counter() - started
+        session.save(folder.last)
+        raise Stopped(
+            f"stopped by SIGTERM in epoch {epoch}; continue with --resume", where=session.recipe.name
+        )
+    if not math.isfinite(fitted.loss):
+        culprit = first_not_finite(session, folder.last, epoch)
+        raise UserError(f"the loss is {fitted.loss} in epoch {epoch}: {culprit}", where=session.recipe.name)
+    return fitted
+
+
+def _judge(session: Session) -> dict[str, Score]:
+    """Score the model by split; on the test images only where it is the best so far on the others."""
+    data = session.data
+    scores = {data.evaluation_name: session.judge(data.evaluation)}
+    if data.test is not None and scores[data.evaluation_name].top1 > session.progress.best_top1:
+        scores["test"] = session.judge(data.test)
+    return scores
 
 
 def _finish(session: Session, folder: RunFolder) -> RunResult:

@@ -44,6 +44,15 @@ class Progress:
     test_top1_at_best: float | None = None
     seconds: float = 0.0
 
+    def complete(self, epoch: int, top1: float, test_top1: float | None, seconds: float) -> bool:
+        """Count an epoch as done and return whether it is the best so far."""
+        self.epoch, self.batch, self.sums = epoch, 0, []
+        self.top1, self.seconds = top1, self.seconds + seconds
+        best = top1 > self.best_top1
+        if best:
+            self.best_top1, self.best_epoch, self.test_top1_at_best = top1, epoch, test_top1
+        return best
+
 
 class Session:
     """The state of a run. `forward` is the model as it is called in training: compiled, in parallel."""
