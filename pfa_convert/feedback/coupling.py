@@ -35,6 +35,7 @@ class Coupled:
 class Coupling:
     """The handle that `couple` returns; `strategy` tells what was chosen for each weight, and why.
 
+    `steps` counts those of the optimizer: a checkpoint keeps it, for it decides when `K` is looked at.
     After each step of the optimizer it advances `s`, by the optimizer's own recursion.
     """
 
@@ -42,7 +43,7 @@ class Coupling:
         self.strategy = strategy
         self._optimizer = optimizer
         self._coupled = coupled
-        self._steps = 0
+        self.steps = 0
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -61,7 +62,7 @@ class Coupling:
             _forget(coupled)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._steps < 3 or self._steps % CHECK_INTERVAL == 0:
+        if self.steps < 3 or self.steps % CHECK_INTERVAL == 0:
             self._refuse_clipping_by_value()
 
     @torch.no_grad()
@@ -72,8 +73,8 @@ class Coupling:
                 _advance(
                     [f.get_buffer("forgetting") for f in moved], group, getattr(optimizer, "found_inf", None)
                 )
-        self._steps += 1
-        if self._steps % CHECK_INTERVAL == 0:
+        self.steps += 1
+        if self.steps % CHECK_INTERVAL == 0:
             for coupled in self._coupled:
                 _forget_if_small(coupled)
 

@@ -100,8 +100,8 @@ class Session:
     def save(self, path: Path) -> None:
         """Write everything that the run depends on from here on; only the main process does."""
         self.processes.share_buffers(self._buffers)
-        if self.coupling is not None:  # decides at which steps what is forgotten may be dropped
-            self.progress.coupled_steps = self.coupling._steps
+        if self.coupling is not None:
+            self.progress.coupled_steps = self.coupling.steps
         if self.processes.main:
             averages = self.average.averages if self.average else {}
             save_training(
@@ -117,7 +117,7 @@ class Session:
             self.scaler.load_state_dict(loaded.scaler)
         self.progress = Progress(**loaded.progress)
         if self.coupling is not None:
-            self.coupling._steps = self.progress.coupled_steps
+            self.coupling.steps = self.progress.coupled_steps
 
 
 @contextmanager
