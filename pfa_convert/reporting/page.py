@@ -21,8 +21,8 @@ HEADINGS = (
     "top-1 %",
     "gap to bp",
     "paper %",
-    "paper's gap",
-    "difference",
+    "its gap",
+    "minus paper",
     "within noise",
     "s/run",
 )
@@ -42,14 +42,10 @@ def write_report(experiments: Mapping[str, Mapping[str, Variant]], folder: Path)
         folder.mkdir(parents=True, exist_ok=True)
         for name, variants in experiments.items():
             drawn = [(picture, _save(picture, folder, written)) for picture in pictures(name, variants)]
-            table = [cells(row) for row in rows(variants)]
-            sections.append({"name": name, "table": table, "angles": angle_cells(variants), "drawn": drawn})
+            tables = [table for table in (accuracy_table(variants), angle_table(variants)) if table[1:]]
+            sections.append({"name": name, "tables": tables, "drawn": drawn})
         for template in ("report.md", "index.html"):
-            text = (
-                _templates()
-                .get_template(f"{template}.j2")
-                .render(sections=sections, headings=HEADINGS, angle_headings=ANGLES)
-            )
+            text = _templates().get_template(f"{template}.j2").render(sections=sections)
             written.append(folder / template)
             written[-1].write_text(text, encoding="utf-8")
         written.append(folder / "results.json")
@@ -60,8 +56,12 @@ def write_report(experiments: Mapping[str, Mapping[str, Variant]], folder: Path)
     return written
 
 
-def cells(row: Row) -> Sequence[str]:
-    """Return a row's entries as they are printed, under `HEADINGS`."""
+def accuracy_table(variants: Mapping[str, Variant]) -> list[Sequence[str]]:
+    """Return the headings and then a row for each variant with a finished run, as they are printed."""
+    return _without_empty_columns([HEADINGS, *(_cells(row) for row in rows(variants))])
+
+
+def _cells(row: Row) -> Sequence[str]:
     return (
         row.recipe,
         str(row.seeds),
@@ -77,9 +77,9 @@ def cells(row: Row) -> Sequence[str]:
     )
 
 
-def angle_cells(variants: Mapping[str, Variant]) -> list[Sequence[str]]:
-    """Return a row for each variant that has a path angle, under `ANGLES`."""
-    table: list[Sequence[str]] = []
+def angle_table(variants: Mapping[str, Variant]) -> list[Sequence[str]]:
+    """Return the headings and then a row for each variant that has a path angle, as they are printed."""
+    table: list[Sequence[str]] = [ANGLES]
     for variant in variants.values():
         angles, ratios = variant.at_end("angle_deg"), variant.at_end("norm_ratio")
         if any(mean for mean, _ in angles.values()):
@@ -95,7 +95,14 @@ def angle_cells(variants: Mapping[str, Variant]) -> list[Sequence[str]]:
                     " ".join(f"{value:.2f}" for value in published[1]),
                 )
             )
-    return table
+    return _without_empty_columns(table)
+
+
+def _without_empty_columns(table: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Leave out what no row has: most experiments are not in the paper, some have no `bp`."""
+    headings, *body = table
+    kept = [column for column in range(len(headings)) if any(row[column] for row in body)]
+    return [[row[column] for column in kept] for row in table]
 
 
 def _signed(value: float | None) -> str:

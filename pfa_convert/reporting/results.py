@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -184,9 +185,14 @@ def _mean_and_std(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _in_order(variants: dict[str, Variant]) -> dict[str, Variant]:
-    """Sort the variants by what they reached, the best first."""
+    """Sort by rule, the one that reached most first, and within a rule by the numbers in the label."""
+    best: dict[str, float] = {}
+    for variant in variants.values():
+        reached = fmean(run.accuracies[-1] for run in variant.runs)
+        best[variant.recipe.convert.rule] = max(reached, best.get(variant.recipe.convert.rule, reached))
 
-    def reached(label: str) -> tuple[float, str]:
-        return -fmean(run.accuracies[-1] for run in variants[label].runs), label
+    def place(label: str) -> tuple[float, str, list[float], str]:
+        rule = variants[label].recipe.convert.rule
+        return -best[rule], rule, [float(number) for number in re.findall(r"\d+\.?\d*", label)], label
 
-    return {label: variants[label] for label in sorted(variants, key=reached)}
+    return {label: variants[label] for label in sorted(variants, key=place)}

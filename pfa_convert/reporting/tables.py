@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pfa_convert.recipe_files import RecipeFile
-from pfa_convert.reporting.page import HEADINGS, cells
-from pfa_convert.reporting.results import Variant, rows
+from pfa_convert.reporting.page import accuracy_table
+from pfa_convert.reporting.results import Variant
 from pfa_convert.rules import Rule
 
 
@@ -61,12 +61,14 @@ def print_recipes(console: Console, files: Mapping[str, RecipeFile]) -> None:
 def print_results(console: Console, experiments: Mapping[str, Mapping[str, Variant]]) -> None:
     """Print the table of each experiment, beside the paper's numbers, and which runs are not finished."""
     for variants in experiments.values():
-        table = Table(HEADINGS[0], box=None, header_style="bold", pad_edge=False)
-        for heading in HEADINGS[1:]:
-            table.add_column(heading, justify="right")
-        for row in rows(variants):
-            table.add_row(*cells(row))
-        if table.row_count:
+        headings, *body = accuracy_table(variants)
+        if body:
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            table.add_column(headings[0], no_wrap=True)
+            for heading in headings[1:]:
+                table.add_column(heading, justify="right")
+            for row in body:
+                table.add_row(*row)
             console.print(table)
         for variant in variants.values():
             for run in variant.runs:

@@ -1,16 +1,19 @@
 """The report: its numbers against ones worked out here, and its files."""
 
+import io
 import json
 import math
 import statistics
 
 import pytest
 import yaml
+from rich.console import Console
 
 from pfa_convert import UserError, load_recipe
 from pfa_convert.recipe_files import packaged_recipes
 from pfa_convert.reporting.page import write_report
 from pfa_convert.reporting.results import paper, read_runs, rows
+from pfa_convert.reporting.tables import print_results
 
 FINALS = {"bp": [98.3, 98.4, 98.5], "pfa": [98.30, 98.41, 98.34], "fa": [97.0, 97.2]}
 
@@ -106,6 +109,32 @@ def test_densities_and_expansions_have_their_own_figures(tmp_path):
         write_run(tmp_path / "runs" / name / "seed-0", name, 0, 98.0)
     written = {path.name for path in write_report(read_runs([tmp_path / "runs"]), tmp_path / "report")}
     assert {"mnist-sparse-density.png", "mnist-expansion-expansion.svg"} <= written
+
+
+def test_variants_come_by_rule_and_then_by_number(tmp_path):
+    finals = {
+        "fa-0.05": 97.0,
+        "fa-1": 97.5,
+        "pfa-1": 98.4,
+        "pfa-0.05": 98.0,
+        "pfa-0.3": 98.2,
+        "pfa-0.17": 97.2,
+    }
+    for label, final in finals.items():
+        write_run(tmp_path / label / "seed-0", f"mnist-sparse-{label}", 0, final)
+    variants = read_runs([tmp_path])["mnist-sparse"]
+    assert list(variants) == ["pfa-0.05", "pfa-0.17", "pfa-0.3", "pfa-1", "fa-0.05", "fa-1"]
+
+
+def test_a_narrow_terminal_shows_names_whole_and_no_empty_column(runs, tmp_path):
+    write_run(runs / "mnist-mlp-pfa-o" / "seed-0", "mnist-mlp-pfa-o", 0, 98.4)
+    write_run(tmp_path / "more" / "seed-0", "mnist-sparse-pfa-0.05", 0, 98.0)
+    stream = io.StringIO()
+    print_results(Console(file=stream, width=80), read_runs([runs, tmp_path / "more"]))
+    published, unpublished = stream.getvalue().split("mnist-sparse-pfa-0.05")
+    assert "mnist-mlp-pfa " in published and "…" not in published
+    assert "paper" in published and "paper" not in published.rpartition("recipe")[2]
+    assert unpublished.split() == ["1", "98.00", "6"]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
