@@ -87,6 +87,7 @@ def accuracy_figure(variants: Mapping[str, Variant]) -> Any:
     close.set_ylim(min(value for value in finals if value > best - 5) - 4 * margin, best + margin)
     for panel in axes:
         panel.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
+        panel.xaxis.get_major_locator().set_params(integer=True)
     whole.legend(frameon=False, fontsize=8)
     whole.set_title("all", fontsize=9)
     close.set_title("close to the best", fontsize=9)
@@ -109,6 +110,7 @@ def alignment_figure(variants: Mapping[str, Variant]) -> Any:
     for column, (label, variant) in enumerate(variants.items()):
         axes[0][column].set_title(label, fontsize=9)
         axes[1][column].set_xlabel("epoch")
+        axes[1][column].xaxis.get_major_locator().set_params(integer=True)
         for row, (key, published) in enumerate(rows):
             _draw_layers(axes[row][column], variant, key, variant.paper.get(published, []))
     axes[0][0].set_ylabel("path angle (degrees)")
