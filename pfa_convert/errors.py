@@ -23,17 +23,22 @@ class UserError(ValueError):
         names = sorted({str(choice) for choice in choices})
         if names:
             message += f"; {_suggestion(given, names)}"
-        super().__init__(" ".join(message.split()))
+        super().__init__(_one_line(message))
 
 
 def misfortune(error: BaseException) -> str | None:
     """Return in one line what the machine did to a run, such as too little memory; None for other errors."""
-    text = " ".join(str(error).split())
+    text = _one_line(str(error))
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         return f"not enough memory: {text}"
     if text.startswith("DataLoader worker"):
         return f"a process that reads the data was killed ({text}); continue with --resume"
     return None
+
+
+def _one_line(message: str) -> str:
+    """Return a message with single spaces, without the C++ frames that PyTorch adds to some of its own."""
+    return " ".join(message.partition("Exception raised from")[0].split())
 
 
 def _suggestion(given: str | None, names: list[str]) -> str:

@@ -144,6 +144,15 @@ def test_recipes_with_wrong_entries(content):
         check(folder, "train", str(path), "--output", f"{folder}/run", "--device", "cpu")
 
 
+def test_pytorchs_own_frames_are_not_the_users(tmp_path):
+    huge = f"model.num_classes={2**63}"
+    code, errors = check(
+        tmp_path, "train", "digits-mlp-pfa", "--set", huge, "--output", str(tmp_path / "run")
+    )
+    assert code == 2 and "verflow" in errors
+    assert "frame #" not in errors and "raised from" not in errors
+
+
 @settings(max_examples=400, **MANY)
 @given(mutated_texts())
 def test_recipes_with_damaged_text(text):
