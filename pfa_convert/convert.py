@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from pfa_convert.graph.rewrite import (
 )
 from pfa_convert.graph.sites import FEEDBACK_ATTRIBUTE, feedback_path
 from pfa_convert.rules.base import Draw
+from pfa_convert.seeds import derived_seed
 
 
 def convert(
@@ -117,7 +117,7 @@ def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) 
     def draw(weight: Tensor) -> FeedbackWeight:
         decision, pathway = first_uses[weight]
         site, rule = decision.site, decision.rule
-        state = rule.initial_state(site.layout, Draw(_seed_of(seed, site.weight), weight))
+        state = rule.initial_state(site.layout, Draw(derived_seed(seed, site.weight), weight))
         parameter = site.weight.removeprefix(f"{feedback_path(site.weight)[0]}.")
         return FeedbackWeight(pathway, state, parameter, rule.kept_strategy)
 
@@ -144,7 +144,7 @@ def reinitialise(model: nn.Module, decisions: Iterable[Decision], how: str, seed
         weight = model.get_parameter(site.weight)
         if weight.is_meta:
             continue
-        draw = Draw(_seed_of(seed, f"{site.weight} itself"), weight)
+        draw = Draw(derived_seed(seed, f"{site.weight} itself"), weight)
         holder = model.get_submodule(feedback_path(site.weight)[0])
         bias = getattr(holder, "bias", None)
         with torch.no_grad():
@@ -209,9 +209,3 @@ def _site_report(decision: Decision, added: Mapping[str, int]) -> SiteReport:
         reason=decision.reason,
         feedback_elements=added[site.weight],
     )
-
-
-def _seed_of(seed: int, name: str) -> int:
-    """Return a seed of its own for each weight, so that one layer's rule does not change another's draw."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

@@ -66,7 +66,7 @@ class OptimizerSection(BaseModel):
 class ScheduleSection(_Section):
     """A schedule of learning rate or weight decay, in epochs completed."""
 
-    name: Literal["multistep", "cosine", "constant"] = "multistep"
+    name: Literal["multistep", "cosine", "linear", "constant"] = "multistep"
     milestones: list[float] = []
     gamma: float = Field(default=0.1, ge=0)
     warmup_epochs: float = Field(default=0, ge=0)

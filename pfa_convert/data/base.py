@@ -50,6 +50,8 @@ class Data:
     test: Split | None
     num_classes: int
     image_shape: tuple[int, ...]
+    folder: Path | None = None
+    """The folder that was read; None for sets that need no file."""
 
     @property
     def evaluation_name(self) -> str:
@@ -114,8 +116,8 @@ class Normalisation:
 class DeviceSplit:
     """Images `(N, C, H, W)` uint8 and labels `(N,)` on a device.
 
-    Batches are normalised; in training they are flipped (`flip`) and shifted by up to `padding` pixels,
-    zeros coming in.
+    Batches are normalised; in training they are flipped (`flip`) and shifted by up to `padding` pixels
+    before that, black coming in.
     """
 
     images: Tensor
@@ -140,10 +142,10 @@ class DeviceSplit:
         augmentation = self._draw(generator) if shuffled else None
         for first in batch_starts(count, batch_size, share, shuffled)[start:]:
             mine = slice(first + share.rank, min(first + batch_size, count), share.world)
-            images = normalise(self.images[order[mine]])
+            images = self.images[order[mine]]
             if augmentation is not None:
                 images = self._augment(images, augmentation[mine])
-            yield images, self.labels[order[mine]]
+            yield normalise(images), self.labels[order[mine]]
 
     def _draw(self, generator: torch.Generator) -> Tensor | None:
         """Return `(N, 3)`: flip, and the shift down and to the right, for each image of an epoch."""
@@ -169,18 +171,30 @@ class DeviceSplit:
         return images
 
 
-def hold_out(train: DeviceSplit, test: DeviceSplit, validation: int, **shape: Any) -> Data:
-    """Return the Data of a set in memory, with the last `validation` training images held out."""
+def hold_out(
+    train: DeviceSplit,
+    test: DeviceSplit,
+    validation: int,
+    *,
+    num_classes: int,
+    folder: Path | None = None,
+    mixed: bool = False,
+) -> Data:
+    """Return the Data of a set in memory, with `validation` training images held out, the same in all runs.
+
+    They are the last ones of a random order; where the files are `mixed` already, the last ones in them.
+    """
     if validation >= len(train):
         raise UserError(f"validation: {validation} leaves none of the {len(train)} training images")
-    common = {"num_classes": shape["num_classes"], "image_shape": tuple(train.images.shape[1:])}
+    shape = tuple(train.images.shape[1:])
     if not validation:
-        return Data(train, test, None, **common)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).to(train.images.device)
+        return Data(train, test, None, num_classes, shape, folder)
+    random = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    order = (torch.arange(len(train)) if mixed else random).to(train.images.device)
     kept, held = order[:-validation], order[-validation:]
     validating = replace(train, images=train.images[held], labels=train.labels[held], flip=False, padding=0)
     training = replace(train, images=train.images[kept], labels=train.labels[kept])
-    return Data(training, validating, test, **common)
+    return Data(training, validating, test, num_classes, shape, folder)
 
 
 def require_folder(folder: Path, dataset: str, hint: str) -> Path:

@@ -27,7 +27,8 @@ NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def cifar10(*, root: Path, validation: int, device: torch.device, **_: Any) -> Data:
     """Return CIFAR-10 from `root/cifar10/{train,test}/CLASS/` or `root/cifar-10-batches-py`."""
     if (root / "cifar10").is_dir():
-        return _data(_image_folder(root / "cifar10"), 10, validation, device)
+        parts = _image_folder(root / "cifar10")
+        return _data(parts, 10, validation, device, folder=root / "cifar10")
     return _torchvision("CIFAR10", "cifar-10-batches-py", root, 10, validation, device)
 
 
@@ -51,15 +52,19 @@ def _torchvision(
         except (RuntimeError, OSError) as error:
             raise UserError(f"{error}", where=f"data set {name!r} in {root}") from error
         parts.append((torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)))
-    return _data(parts, classes, validation, device)
+    # The files' own order is random, and the last 5,000 are the paper's validation images.
+    return _data(parts, classes, validation, device, folder=root / folder, mixed=True)
 
 
-def _data(parts: list[tuple[Tensor, Tensor]], classes: int, validation: int, device: torch.device) -> Data:
+def _data(
+    parts: list[tuple[Tensor, Tensor]], classes: int, validation: int, device: torch.device, **held_out: Any
+) -> Data:
     train, test = (
         DeviceSplit(images.contiguous().to(device), labels.to(device), NORMALISATION)
         for images, labels in parts
     )
-    return hold_out(replace(train, flip=True, padding=4), test, validation, num_classes=classes)
+    train = replace(train, flip=True, padding=4)
+    return hold_out(train, test, validation, num_classes=classes, **held_out)
 
 
 def _image_folder(folder: Path) -> list[tuple[Tensor, Tensor]]:

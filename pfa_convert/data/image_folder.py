@@ -44,7 +44,11 @@ def image_folder(
     training_files = list_images(base / "train")
     test_files = list_images(base / "val", training_files.classes)
     test = FileSplit(test_files, image_size, resize, device, workers, skip_unreadable)
-    common = {"num_classes": len(training_files.classes), "image_shape": (3, image_size, image_size)}
+    common = {
+        "num_classes": len(training_files.classes),
+        "image_shape": (3, image_size, image_size),
+        "folder": base,
+    }
     if validation >= len(training_files):
         raise UserError(f"validation: {validation} leaves none of the {len(training_files)} training images")
     if not validation:

@@ -37,4 +37,4 @@ def _load(name: str, root: Path, validation: int, device: torch.device, mean: fl
             raise UserError(problem, where=f"data set {name!r} in {root}") from error
         images = found.data.unsqueeze(1).to(device)
         splits.append(DeviceSplit(images, found.targets.to(device), Normalisation((mean,), (std,))))
-    return hold_out(splits[0], splits[1], validation, num_classes=10)
+    return hold_out(splits[0], splits[1], validation, num_classes=10, folder=root / name)

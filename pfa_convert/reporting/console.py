@@ -91,6 +91,10 @@ class ProgressWatcher(Watcher):
         self._task = self._progress.add_task(f"{recipe.name} seed {seed}", total=steps, speed="")
         self._progress.start()
 
+    def note(self, text: str) -> None:
+        """Print the line."""
+        self._progress.console.print(text, markup=False)
+
     def step(self, images: int) -> None:
         """Move the bar."""
         self._progress.advance(self._task, images)

@@ -120,11 +120,15 @@ def alignment_figure(variants: Mapping[str, Variant]) -> Any:
 
 def _draw_layers(panel: Any, variant: Variant, key: str, published: list[float]) -> None:
     colours = pyplot_without_display().get_cmap("viridis")
-    by_run = [run.by_site(key) for run in variant.runs]
+    first = max(run.first_aligned for run in variant.runs)
+    by_run = [
+        {site: values[first - run.first_aligned :] for site, values in run.by_site(key).items()}
+        for run in variant.runs
+    ]
     for index, site in enumerate(by_run[0]):
         colour = colours(index / max(1, len(by_run[0]) - 1) * 0.9)
         curve = variant.epochs(run[site] for run in by_run)
-        epochs = range(1, len(curve) + 1)
+        epochs = range(first, first + len(curve))
         panel.plot(epochs, [m for m, _ in curve], color=colour, linewidth=1.1)
         low, high = ([m + sign * s for m, s in curve] for sign in (-1, 1))
         panel.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -27,6 +27,8 @@ class Run:
     recipe: Recipe
     seed: int
     records: tuple[Mapping[str, Any], ...]
+    untrained: Mapping[str, Any] | None = None
+    """The record of epoch 0, where the run has one: alignment alone."""
 
     @property
     def finished(self) -> bool:
@@ -40,9 +42,15 @@ class Run:
         return [record[key] for record in self.records]
 
     def by_site(self, key: str) -> dict[str, list[float]]:
-        """Return `angle_deg` or `norm_ratio` of each site after each epoch."""
-        sites = self.records[-1]["alignment"] if self.records else {}
-        return {site: [record["alignment"][site][key] for record in self.records] for site in sites}
+        """Return `angle_deg` or `norm_ratio` of each site after each epoch, from `first_aligned` on."""
+        records = (self.untrained, *self.records) if self.untrained else self.records
+        sites = records[-1]["alignment"] if records else {}
+        return {site: [record["alignment"][site][key] for record in records] for site in sites}
+
+    @property
+    def first_aligned(self) -> int:
+        """The epoch of the first value of `by_site`: 0, or 1 for a run whose log begins there."""
+        return 0 if self.untrained else 1
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,8 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
         if not folders:
             raise UserError("holds no run that has completed an epoch", where=str(path))
         for folder in map(RunFolder, folders):
-            run = Run(load_recipe(folder.recipe), folder.seed, tuple(folder.records()))
+            untrained, *records = _from_epoch_0(folder.records())
+            run = Run(load_recipe(folder.recipe), folder.seed, tuple(records), untrained)
             if run.records:
                 found.setdefault(run.recipe.name, []).append(run)
     experiments: dict[str, dict[str, Variant]] = {}
@@ -144,6 +153,11 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
         variant = Variant(tuple(sorted(runs, key=lambda run: run.seed)))
         experiments.setdefault(variant.experiment, {})[variant.label] = variant
     return {name: _in_order(variants) for name, variants in sorted(experiments.items())}
+
+
+def _from_epoch_0(records: list[dict[str, Any]]) -> list[Any]:
+    """Return a record for each epoch from 0 on, None for that one where the log begins later."""
+    return records if records and records[0]["epoch"] == 0 else [None, *records]
 
 
 def rows(variants: Mapping[str, Variant]) -> list[Row]:

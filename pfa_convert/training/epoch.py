@@ -13,6 +13,7 @@ from pfa_convert.data.base import batch_starts
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.weight import feedback_phase
 from pfa_convert.recipe import Recipe
+from pfa_convert.seeds import derived_seed
 from pfa_convert.training.evaluation import Score, Tally, at_least_float32, autocast, to_device_format
 from pfa_convert.training.schedules import factor
 from pfa_convert.training.session import Session
@@ -36,9 +37,8 @@ def train_epoch(session: Session, epoch: int, stop: StopRequest, watcher: Watche
     images_in_all = min(len(starts) * batch_size, len(data.train))
     group_size = section.gradient_accumulation * batch_size
     tally = Tally(processes.device, session.progress.sums if processes.main else ())
-    batches = data.train.batches(
-        batch_size, processes.share, hash((session.seed, epoch)) % 2**63, session.progress.batch
-    )
+    order_seed = derived_seed(session.seed, f"images of epoch {epoch}")
+    batches = data.train.batches(batch_size, processes.share, order_seed, session.progress.batch)
     shown, unseen = time.perf_counter(), 0
     for index, (images, targets) in enumerate(batches, start=session.progress.batch + 1):
         group_start = (index - 1) // section.gradient_accumulation * group_size

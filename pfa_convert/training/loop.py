@@ -18,6 +18,7 @@ from pfa_convert.errors import UserError
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.diagnosis import first_not_finite
 from pfa_convert.training.distributed import join
+from pfa_convert.training.environment import environment
 from pfa_convert.training.epoch import train_epoch
 from pfa_convert.training.evaluation import Score
 from pfa_convert.training.run_folder import RunFolder
@@ -95,9 +96,12 @@ def train(
             session.load(folder.last)
         else:
             if processes.main:
-                folder.start(recipe, seed)
+                folder.start(recipe, environment(seed, data.folder, processes.device))
             session.save(folder.last)
-        return _run(session, folder, stop, watcher if watcher and processes.main else Watcher())
+        watcher = watcher if watcher and processes.main else Watcher()
+        if recipe.train.compile and not session.compiled:
+            watcher.note("no C++ compiler found (CXX names one): the model runs uncompiled")
+        return _run(session, folder, stop, watcher)
 
 
 def _run(session: Session, folder: RunFolder, stop: StopRequest, watcher: Watcher) -> RunResult:
@@ -106,6 +110,10 @@ def _run(session: Session, folder: RunFolder, stop: StopRequest, watcher: Watche
     if main:
         folder.truncate(progress.epoch)
     board = TensorBoard(folder.path / "tensorboard", progress.epoch) if main else None
+    if board is not None and not folder.records() and not progress.batch:
+        untrained = _before_training(session)
+        folder.append(untrained)
+        board.add(untrained)
     done = progress.epoch * len(data.train) + progress.batch * recipe.data.batch_size
     watcher.start(recipe, session.seed, recipe.train.epochs * len(data.train) - done)
     for epoch in range(progress.epoch + 1, recipe.train.epochs + 1):
@@ -150,6 +158,15 @@ def _run_epoch(
         "images_per_second": round(speed, 1),
         "alignment": angles,
     }
+    if session.recipe.train.gradient_angles:
+        record["gradient_angle_deg"] = session.gradient_angles()
+    return record
+
+
+def _before_training(session: Session) -> dict[str, Any]:
+    """Return the log's line for epoch 0: how far `F` is from `W` before anything is learned."""
+    angles = alignment(session.model)
+    record = {"epoch": 0, **_means(angles), "alignment": angles}
     if session.recipe.train.gradient_angles:
         record["gradient_angle_deg"] = session.gradient_angles()
     return record

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-import torchvision
 import yaml
 
 from pfa_convert.errors import UserError
@@ -30,8 +27,12 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.environment = path / "environment.json"
 
-    def start(self, recipe: Recipe, seed: int) -> None:
+    def start(self, recipe: Recipe, environment: Mapping[str, Any]) -> None:
         """Create the folder and describe the run in it; the recipe comes last: with it, the run exists.
+
+        Args:
+            recipe: what is run.
+            environment: where and how, with the seed.
 
         Raises:
             UserError: where it cannot be written.
@@ -40,7 +41,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for stale in (self.recipe, self.result, self.log, self.last, self.best):
                 stale.unlink(missing_ok=True)
-            self._write(self.environment, json.dumps(environment(seed), indent=1))
+            self._write(self.environment, json.dumps(environment, indent=1))
             self._write(self.recipe, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         except OSError as error:
             raise UserError(f"cannot write the run: {error.strerror}", where=str(self.path)) from None
@@ -81,16 +82,3 @@ class RunFolder:
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         partial.write_text(text)
         partial.replace(path)
-
-
-def environment(seed: int) -> dict[str, Any]:
-    """Return versions, device and seed."""
-    return {
-        "seed": seed,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "threads": torch.get_num_threads(),
-    }

@@ -10,14 +10,14 @@ from pfa_convert.recipe import ScheduleSection
 def factor(schedule: ScheduleSection, epoch: float, epochs: int) -> float:
     """Return what the first value is multiplied by after `epoch` of `epochs` epochs.
 
-    Multistep: `gamma` to the number of milestones passed. Cosine: from 1 down to 0. Before either, the
-    value rises linearly over `warmup_epochs`.
+    Multistep: `gamma` to the number of milestones passed. Cosine and linear: from 1 down to 0. Before
+    that, the value rises linearly over `warmup_epochs`.
     """
     if epoch < schedule.warmup_epochs:
         return (epoch + 1) / (schedule.warmup_epochs + 1)
     if schedule.name == "multistep":
         return float(schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones))
-    if schedule.name == "cosine":
-        progress = (epoch - schedule.warmup_epochs) / max(1e-9, epochs - schedule.warmup_epochs)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return 1.0
+    if schedule.name == "constant":
+        return 1.0
+    progress = min(1.0, (epoch - schedule.warmup_epochs) / max(1e-9, epochs - schedule.warmup_epochs))
+    return 1 - progress if schedule.name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

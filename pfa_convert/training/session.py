@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -71,7 +74,8 @@ class Session:
         learned = {name: p for name, p in self.model.named_parameters() if name in plain}
         self.average = None if section.ema is None else WeightAverage(learned, section.ema)
         self.progress = Progress()
-        if section.compile:
+        self.compiled = section.compile and _can_compile(processes.device)
+        if self.compiled:
             self.model.compile(fullgraph=True)
         self.forward: Any = processes.parallel(self.model)
         self._buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in plain}
@@ -129,6 +133,12 @@ def determinism(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def _can_compile(device: torch.device) -> bool:
+    """Return whether `torch.compile` finds what it needs: for a CPU, the C++ compiler that it would call."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return device.type != "cpu" or shutil.which(os.environ.get("CXX", usual)) is not None
 
 
 @torch.no_grad()

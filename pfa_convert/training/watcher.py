@@ -13,6 +13,9 @@ class Watcher:
     def start(self, recipe: Recipe, seed: int, steps: int) -> None:
         """Be told that a run with so many images to train on begins."""
 
+    def note(self, text: str) -> None:
+        """Be told, in one line, that something is done otherwise than the recipe asks."""
+
     def step(self, images: int) -> None:
         """Be told, a few times a second, that so many more images were trained on."""
 

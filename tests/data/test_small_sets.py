@@ -10,7 +10,7 @@ from PIL import Image
 
 from pfa_convert import UserError
 from pfa_convert.data import load_data
-from pfa_convert.data.base import Share
+from pfa_convert.data.base import DeviceSplit, Normalisation, Share, hold_out
 
 
 def write_idx(path, array):
@@ -54,6 +54,16 @@ def test_held_out_images_are_the_same_in_every_run_and_not_trained_on(mnist):
     assert torch.equal(one, two)
     trained = next(iter(first.train.batches(35, Share(), order_seed=0)))[0].flatten(1)
     assert not any((trained == image).all(1).any() for image in one.flatten(1))
+
+
+def test_where_the_files_are_mixed_the_last_images_are_held_out():
+    images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1)
+    train = DeviceSplit(images, torch.arange(20), Normalisation((0.0,), (1 / 255,)))
+    by_index = hold_out(train, train, 5, num_classes=20, mixed=True)
+    assert next(by_index.evaluation.batches(5, Share()))[1].tolist() == [15, 16, 17, 18, 19]
+    assert next(by_index.train.batches(15, Share()))[1].tolist() == list(range(15))
+    random = hold_out(train, train, 5, num_classes=20)
+    assert next(random.evaluation.batches(5, Share()))[1].tolist() != [15, 16, 17, 18, 19]
 
 
 def test_a_truncated_mnist_file_is_refused(mnist):

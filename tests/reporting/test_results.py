@@ -12,7 +12,8 @@ from rich.console import Console
 from pfa_convert import UserError, load_recipe
 from pfa_convert.recipe_files import packaged_recipes
 from pfa_convert.reporting.page import write_report
-from pfa_convert.reporting.results import paper, read_runs, rows
+from pfa_convert.reporting.result_figures import alignment_figure
+from pfa_convert.reporting.results import Variant, paper, read_runs, rows
 from pfa_convert.reporting.tables import print_results
 
 FINALS = {"bp": [98.3, 98.4, 98.5], "pfa": [98.30, 98.41, 98.34], "fa": [97.0, 97.2]}
@@ -59,6 +60,23 @@ def test_the_table_is_what_statistics_says(runs):
         assert row.within_noise == (abs(row.difference) <= 2 * error)
         assert row.seconds == 6
     assert table["mnist-mlp-pfa"].within_noise and not table["mnist-mlp-fa"].within_noise
+
+
+def test_the_alignment_before_the_first_epoch_comes_first(runs, tmp_path):
+    log = runs / "mnist-mlp-pfa" / "seed-0" / "log.jsonl"
+    untrained = {site: {"angle_deg": 90.0, "norm_ratio": 0.7} for site in ("1", "3", "5")}
+    log.write_text(json.dumps({"epoch": 0, "alignment": untrained}) + "\n" + log.read_text())
+    variant = read_runs([runs])["mnist-mlp"]["pfa"]
+    first, second = variant.runs[:2]
+    assert first.finished and first.accuracies == [96.3, 97.3, 98.3]
+    assert (first.first_aligned, second.first_aligned) == (0, 1)
+    assert first.by_site("angle_deg")["3"] == [90.0, 20.0, 20.0, 20.0]
+    assert variant.at_end("angle_deg")["3"] == (21.0, 1.0)
+    panels = alignment_figure({"pfa": variant}).axes
+    assert list(panels[0].lines[0].get_xdata()) == [1, 2, 3]  # the other seeds begin at epoch 1
+    panels = alignment_figure({"pfa": Variant((first,))}).axes
+    assert list(panels[0].lines[0].get_xdata()) == [0, 1, 2, 3]
+    assert list(panels[1].lines[0].get_ydata()) == [0.7, 1.0, 1.0, 1.0]
 
 
 def test_a_run_that_is_not_finished_counts_for_curves_only(runs):

@@ -166,7 +166,7 @@ def test_a_log_line_half_written_is_written_again(tmp_path):
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"epoch": 3, "train_lo')
     train(recipe, output=tmp_path, resume=True)
-    assert [record["epoch"] for record in records(tmp_path)] == [1, 2, 3]
+    assert [record["epoch"] for record in records(tmp_path)] == [0, 1, 2, 3]
 
 
 def test_a_run_killed_before_its_first_files_starts_anew(tmp_path):

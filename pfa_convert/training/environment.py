@@ -1,0 +1,85 @@
+"""Where and how a run was made: program, versions, machine, data."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def environment(seed: int, data: Path | None, device: torch.device) -> dict[str, Any]:
+    """Return what a reader needs to judge a run's figures, and to repeat it.
+
+    Args:
+        seed: the run's.
+        data: the folder that was read, if any was.
+        device: where the run trains.
+    """
+    return {
+        "seed": seed,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": _command(),
+        "data": None if data is None else str(data),
+        "pfa_convert": _version("pfa-convert"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "timm": _version("timm"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _command() -> str:
+    """Return the command line, its program by name alone."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    return shlex.join(["pfa-convert" if name in ("__main__.py", "cli.py") else name, *arguments])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that the package runs from, `+` for changes; None if in none."""
+    git = ["git", "-C", str(PACKAGE)]
+    try:
+        tracked = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=True, text=True
+        )
+        commit = subprocess.run(
+            [*git, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"],
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() if tracked.stdout else None
+
+
+def _processor() -> str:
+    """Return the processor's name, as well as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
