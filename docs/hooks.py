@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 from mkdocs.structure.files import File, Files
+from pfa_convert.reporting.tables import bounds
 
 from pfa_convert.cli import cli
-from pfa_convert.reporting.tables import bounds
 from pfa_convert.rules import RULES
 
 PICTURES = {

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torchvision
 import yaml
 
 from pfa_convert.errors import UserError
@@ -89,8 +88,8 @@ def environment(seed: int) -> dict[str, Any]:
         "seed": seed,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
+        "torchvision": version("torchvision"),
+        "timm": version("timm"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
     }
