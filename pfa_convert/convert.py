@@ -25,7 +25,6 @@ from pfa_convert.graph.rewrite import (
     restore,
     rewrite_layer,
     rewrite_owner,
-    rewrite_untraced,
     tap_output,
 )
 from pfa_convert.graph.sites import FEEDBACK_ATTRIBUTE, feedback_path
@@ -77,10 +76,8 @@ def convert(
         reinitialise(converted, decisions, reinit, seed)
 
     added = attach_feedback(converted, decisions, seed)
-    for name, graphs in found.graphs.items():
-        rewrite_owner(converted.get_submodule(name), graphs)
-    for name in found.untraced:
-        rewrite_untraced(converted.get_submodule(name))
+    for name, owner in found.owners.items():
+        rewrite_owner(converted.get_submodule(name), owner.weights)
     for site in sites:
         layer = converted.get_submodule(site.owner)
         holder, feedback = feedback_path(site.weight)
