@@ -7,6 +7,7 @@ are constants. A product of such a tensor with anything else applies the weight.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ class Learned:
         if self._feedback is None:
             assert self._recompute is not None
             with torch.no_grad():
-                self._feedback = self._recompute()
+                computed = self._recompute()
+            self._feedback = computed.detach() if isinstance(computed, Tensor) else computed
         return self._feedback
 
 
@@ -279,11 +281,8 @@ def axes_after(
 
 
 def plain_name(func: Any) -> str:
-    """Return the name of a function of PyTorch's, or of a tensor's property."""
-    name: str = getattr(func, "__name__", "")
-    if name == "__get__":
-        name = getattr(func.__self__, "__name__", "")
-    return name.strip("_")
+    """Return the name of a function of PyTorch's, or of a tensor's property, without underscores."""
+    return _NAMES.get(func, "")
 
 
 _RESHAPING = frozenset(
@@ -294,5 +293,26 @@ _SHAPING = _RESHAPING | frozenset(
     ["t", "T", "mT", "transpose", "swapaxes", "permute", "contiguous", "getitem", "split", "chunk", "unbind"]
     + ["to", "type_as", "float", "half", "bfloat16", "double", "narrow", "select", "clone", "cat"]
 )
-_ELEMENTWISE = frozenset(["mul", "rmul", "imul", "div", "truediv", "add", "radd", "iadd", "sub", "neg"])
+_ELEMENTWISE = frozenset(
+    ["mul", "rmul", "imul", "div", "truediv", "itruediv", "add", "radd", "iadd", "sub", "rsub", "isub", "neg"]
+    + ["where", "masked_fill", "dropout"]
+)
 _LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", "take_along_dim", "index"])
+
+
+def _names() -> dict[Any, str]:
+    """Return the names of the functions that are told apart, by function: a compiler knows those, not names."""
+    names: dict[Any, str] = {}
+    for name in _SHAPING | _ELEMENTWISE | _LOOKUPS | _PROPERTIES:
+        for home in (torch, functional, operator, Tensor):
+            for spelled in (name, f"__{name}__", f"{name}_"):
+                found = getattr(home, spelled, None)
+                if not callable(found):
+                    found = getattr(found, "__get__", None)
+                if found is not None:
+                    names[found] = name
+    return names
+
+
+_PROPERTIES = frozenset(["T", "mT", "H", "mH", "data", "real", "shape", "dtype", "device", "ndim", "requires_grad"])
+_NAMES = _names()

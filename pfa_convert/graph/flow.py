@@ -156,8 +156,8 @@ class _Flow:
         self, function: Any, node: fx.Node, learned: list[_Value], inputs: list[_Value]
     ) -> _Value:
         """Return what a function that is no product computes."""
-        name = plain_name(function)
-        if name in _PROPERTIES:
+        name = plain_name(function) or getattr(function, "__name__", "used").strip("_")
+        if name in _NO_TENSORS:
             return _CONSTANT
         activation = any(value.activation for value in inputs)
         paths = frozenset(path for value in inputs if value.paths for path in value.paths)
@@ -197,7 +197,7 @@ def _nothing(*_: Any) -> None:
 
 _TENSOR_METHODS: dict[Any, Any] = {operator.matmul: torch.matmul}
 
-_PROPERTIES = frozenset(["shape", "size", "dim", "ndim", "device", "dtype", "numel", "len", "requires_grad"])
+_NO_TENSORS = frozenset(["shape", "size", "dim", "ndim", "device", "dtype", "numel", "len", "requires_grad"])
 
 _USES = {
     "add": "added",
