@@ -72,9 +72,14 @@ class FollowWeights(TorchFunctionMode):
         self._constants = list(constants)
 
     def applied(
-        self, function: Any, product: Product, slots: list[Slot], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Any,
+        product: Product,
+        slots: list[Slot],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
-        """Return the result of a call that multiplies what stands in `slots`, learned, with something else."""
+        """Return the result of a call that multiplies what stands in `slots`, learned, with activations."""
         raise NotImplementedError
 
     def given(self, learned: Learned) -> Tensor:
@@ -263,16 +268,14 @@ def axes_after(
     if name in ("mT", "mH", "adjoint"):
         return (*axes[:-2], axes[-1], axes[-2])
     if name in ("transpose", "swapaxes", "swapdims"):
-        first, second = (
-            [*arguments, *kwargs.values()] if len(arguments) < 2 else arguments
-        )[:2]
+        first, second = [*arguments, *kwargs.values()][:2]
         if not isinstance(first, int) or not isinstance(second, int):
             return None
-        order = list(range(size))
-        order[first], order[second] = order[second], order[first]
-        return tuple(axes[d] for d in order)
+        swapped = list(axes)
+        swapped[first], swapped[second] = swapped[second], swapped[first]
+        return tuple(swapped)
     if name == "permute":
-        order = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else list(arguments)
+        order = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else arguments
         known = len(order) == size and all(isinstance(d, int) for d in order)
         return tuple(axes[d] for d in order) if known else None
     if name in _RESHAPING or (dimensions is not None and dimensions != size):
@@ -286,22 +289,21 @@ def plain_name(func: Any) -> str:
 
 
 _RESHAPING = frozenset(
-    ["view", "reshape", "flatten", "unflatten", "expand", "unsqueeze", "squeeze", "einsum", "matmul"]
-    + ["mm", "bmm", "rearrange", "repeat", "reshape_as", "view_as", "movedim", "moveaxis", "stack"]
+    "view reshape flatten unflatten expand unsqueeze squeeze repeat reshape_as view_as movedim moveaxis stack "
+    "einsum matmul mm bmm".split()
 )
 _SHAPING = _RESHAPING | frozenset(
-    ["t", "T", "mT", "transpose", "swapaxes", "permute", "contiguous", "getitem", "split", "chunk", "unbind"]
-    + ["to", "type_as", "float", "half", "bfloat16", "double", "narrow", "select", "clone", "cat"]
+    "t T mT H mH adjoint transpose swapaxes swapdims permute contiguous getitem split chunk unbind to type_as "
+    "float half bfloat16 double narrow select clone cat".split()
 )
 _ELEMENTWISE = frozenset(
-    ["mul", "rmul", "imul", "div", "truediv", "itruediv", "add", "radd", "iadd", "sub", "rsub", "isub", "neg"]
-    + ["where", "masked_fill", "dropout"]
+    "mul rmul imul div truediv itruediv add radd iadd sub rsub isub neg where masked_fill dropout".split()
 )
-_LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", "take_along_dim", "index"])
+_LOOKUPS = frozenset("getitem index_select embedding gather take take_along_dim index".split())
 
 
 def _names() -> dict[Any, str]:
-    """Return the names of the functions that are told apart, by function: a compiler knows those, not names."""
+    """Return the names of the functions that are told apart; a compiler knows functions, not names."""
     names: dict[Any, str] = {}
     for name in _SHAPING | _ELEMENTWISE | _LOOKUPS | _PROPERTIES:
         for home in (torch, functional, operator, Tensor):
@@ -314,5 +316,5 @@ def _names() -> dict[Any, str]:
     return names
 
 
-_PROPERTIES = frozenset(["T", "mT", "H", "mH", "data", "real", "shape", "dtype", "device", "ndim", "requires_grad"])
+_PROPERTIES = frozenset("T mT H mH data real shape dtype device ndim requires_grad".split())
 _NAMES = _names()

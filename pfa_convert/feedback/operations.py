@@ -170,10 +170,9 @@ class MatrixProduct:
 
 def _summed(first: Tensor, second: Tensor, shape: torch.Size) -> Tensor:
     """Return `first @ second`, summed over leading dimensions down to `shape`."""
-    if first.dim() > 2 and len(shape) == 2 and first.dim() == second.dim():
+    if len(shape) == 2 and first.dim() > 2 and first.shape[:-2] == second.shape[:-2]:
         # One product over the rows of all matrices, instead of a sum of many.
-        if first.shape[:-2] == second.shape[:-2]:
-            return torch.mm(first.movedim(-2, 0).flatten(1), second.movedim(-1, 0).flatten(1).t())
+        return torch.mm(first.movedim(-2, 0).flatten(1), second.movedim(-1, 0).flatten(1).t())
     return torch.matmul(first, second).sum_to_size(shape)
 
 

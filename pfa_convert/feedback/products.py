@@ -117,7 +117,7 @@ def _of_einsum(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[st
 def _of_tensordot(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
     dims = argument(args, kwargs, 2, "dims", 2)
     if isinstance(dims, int):
-        summed = range(dimensions - dims, dimensions) if index == 0 else range(dims)
+        summed = list(range(dimensions - dims, dimensions) if index == 0 else range(dims))
     else:
         summed = [d % dimensions for d in dims[index]]
     return Roles(tuple(summed))
@@ -217,10 +217,11 @@ def operand_layout(
     """Return the layout of a Parameter of this shape that a call multiplies as operand number `index`.
 
     `axes` are the Parameter's dimensions in the order in which the operand has them; None where the
-    operand is computed such that it cannot be said. Then the first dimension counts as the outputs'.
+    operand is computed such that it cannot be said. Then it counts as a weight of the Parameter's shape.
     """
-    unchanged = axes is not None and axes == tuple(range(len(shape)))
-    if index == product.weight and unchanged and product.name.startswith(("conv", "deform")):
+    as_it_is = axes is None or axes == tuple(range(len(shape)))
+    convolution = product.name.startswith(("conv", "deform")) and len(shape) > 2
+    if convolution and index == product.weight and as_it_is:
         transposed, groups = _convolution_of(product, args, kwargs)
         divides = groups > 0 and shape[0] % groups == 0
         return WeightLayout(shape, groups if divides else 1, transposed)
@@ -236,7 +237,8 @@ def operand_layout(
 def _convolution_of(product: Product, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[bool, int]:
     """Return whether a convolution is transposed, and its number of groups."""
     if product.name == "convolution":
-        transposed, groups = argument(args, kwargs, 6, "transposed", False), argument(args, kwargs, 8, "groups", 1)
+        transposed = argument(args, kwargs, 6, "transposed", False)
+        groups = argument(args, kwargs, 8, "groups", 1)
     else:
         transposed = "transpose" in product.name
         position = {"deform_conv2d": 10}.get(product.name, 6)

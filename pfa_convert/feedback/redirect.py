@@ -63,7 +63,12 @@ class Redirect(FollowWeights):
     """While active, PyTorch's calls that apply one of the weights use its feedback weight."""
 
     def applied(
-        self, function: Any, product: Product, slots: list[Slot], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Any,
+        product: Product,
+        slots: list[Slot],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Return the call's result, whose error goes back through the feedback weights."""
         learned = self.find(at(slots[0], args, kwargs))

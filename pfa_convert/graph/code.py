@@ -77,7 +77,7 @@ def could_apply_weights(function: FunctionType | None) -> bool:
 
 @cache
 def _names(code: CodeType) -> tuple[str, ...]:
-    """Return the names in a piece of code and in the functions within it, and `matmul` where it has an `@`."""
+    """Return the names in a piece of code and in the functions within it; `matmul` where it has an `@`."""
     names = [*code.co_names]
     for instruction in dis.get_instructions(code):
         if instruction.argrepr in ("@", "@=") or instruction.opname.endswith("MATRIX_MULTIPLY"):

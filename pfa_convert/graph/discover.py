@@ -73,7 +73,9 @@ class _Walk:
     def __init__(self, model: nn.Module) -> None:
         self.found = Discovery()
         self._names = {module: name for name, module in model.named_modules()}
-        self._with_weights = {module for module in self._names if any(map(_may_be_weight, module.parameters()))}
+        self._with_weights = {
+            module for module in self._names if any(map(_may_be_weight, module.parameters()))
+        }
         self._visited: set[tuple[nn.Module, Call]] = set()
         self._reached: set[nn.Module] = set()
         self._failures: dict[nn.Module, str] = {}

@@ -114,7 +114,7 @@ def _stand_in_class(plain: type[nn.Module]) -> type[nn.Module]:
         return tracing.call(self, args, kwargs)
 
     def read(self: Any, name: str) -> Any:
-        value = super(stand_in, self).__getattr__(name)  # type: ignore[misc]
+        value = plain.__getattr__(self, name)
         tracing: Tracing | None = self.__dict__.get("_tracing")
         if tracing is None or tracing.read is None or not isinstance(value, Tensor):
             return value
@@ -124,8 +124,7 @@ def _stand_in_class(plain: type[nn.Module]) -> type[nn.Module]:
         if isinstance(value, fx.Proxy):
             self.__dict__[name] = value
         else:
-            super(stand_in, self).__setattr__(name, value)
+            plain.__setattr__(self, name, value)
 
     members = {"__call__": call, "__getattr__": read, "__setattr__": write, "__module__": plain.__module__}
-    stand_in = type(plain.__name__, (plain,), members)
-    return stand_in
+    return type(plain.__name__, (plain,), members)

@@ -130,9 +130,8 @@ class _OwnForward(fx.Tracer):
 
     def run(self, method: Callable[..., Any]) -> None:
         """Trace one call of a method."""
-        patcher_of = symbolic_trace._new_patcher
-        with patcher_of() as patcher:
-            # These stand in for functions that a user or timm keeps out of tracing, only where a proxy is given.
+        with symbolic_trace._new_patcher() as patcher:
+            # Functions that a user or timm keeps out of tracing become nodes, where they are given a proxy.
             symbolic_trace._patch_wrapped_functions(patcher)
             searched = [getattr(inspect.unwrap(method), "__globals__", {}), *_searched()]
             for namespace in searched:
@@ -193,7 +192,7 @@ class _OwnForward(fx.Tracer):
 
 
 def _searched() -> Iterator[dict[str, Any]]:
-    """Yield the namespaces in which functions are to be kept out of tracing: they pad, and are called by others."""
+    """Yield the namespaces of functions that others call, in which those that pad are kept out of tracing."""
     from timm.layers import conv2d_same
 
     yield sys.modules[conv2d_same.__module__].__dict__
