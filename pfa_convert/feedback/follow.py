@@ -289,17 +289,76 @@ def plain_name(func: Any) -> str:
 
 
 _RESHAPING = frozenset(
-    "view reshape flatten unflatten expand unsqueeze squeeze repeat reshape_as view_as movedim moveaxis stack "
-    "einsum matmul mm bmm".split()
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "repeat",
+        "reshape_as",
+        "view_as",
+        "movedim",
+        "moveaxis",
+        "stack",
+        "einsum",
+        "matmul",
+        "mm",
+        "bmm",
+    ]
 )
 _SHAPING = _RESHAPING | frozenset(
-    "t T mT H mH adjoint transpose swapaxes swapdims permute contiguous getitem split chunk unbind to type_as "
-    "float half bfloat16 double narrow select clone cat".split()
+    [
+        "t",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "adjoint",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "permute",
+        "contiguous",
+        "getitem",
+        "split",
+        "chunk",
+        "unbind",
+        "to",
+        "type_as",
+        "float",
+        "half",
+        "bfloat16",
+        "double",
+        "narrow",
+        "select",
+        "clone",
+        "cat",
+    ]
 )
 _ELEMENTWISE = frozenset(
-    "mul rmul imul div truediv itruediv add radd iadd sub rsub isub neg where masked_fill dropout".split()
+    [
+        "mul",
+        "rmul",
+        "imul",
+        "div",
+        "truediv",
+        "itruediv",
+        "add",
+        "radd",
+        "iadd",
+        "sub",
+        "rsub",
+        "isub",
+        "neg",
+        "where",
+        "masked_fill",
+        "dropout",
+    ]
 )
-_LOOKUPS = frozenset("getitem index_select embedding gather take take_along_dim index".split())
+_LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", "take_along_dim", "index"])
 
 
 def _names() -> dict[Any, str]:
@@ -316,5 +375,7 @@ def _names() -> dict[Any, str]:
     return names
 
 
-_PROPERTIES = frozenset("T mT H mH data real shape dtype device ndim requires_grad".split())
+_PROPERTIES = frozenset(
+    ["T", "mT", "H", "mH", "data", "real", "shape", "dtype", "device", "ndim", "requires_grad"]
+)
 _NAMES = _names()
