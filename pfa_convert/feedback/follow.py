@@ -99,8 +99,8 @@ class FollowWeights(TorchFunctionMode):
         learned = [found for found in map(self.find, tensors) if found is not None]
         if not learned:
             result = func(*args, **kwargs)
-            if isinstance(result, Tensor) and all(self._is_constant(tensor) for tensor in tensors):
-                self._constants.append(result)
+            if isinstance(result, Tensor) and all(self.is_constant(tensor) for tensor in tensors):
+                self.remember_constant(result)
             return result
         product = product_of(func)
         if product is not None:
@@ -122,6 +122,23 @@ class FollowWeights(TorchFunctionMode):
                 return learned
         return None
 
+    def remember(self, learned: Learned) -> None:
+        """Note a tensor that is computed from weights."""
+        self._learned.append(learned)
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is neither learned by feedback nor an activation."""
+        if isinstance(tensor, nn.Parameter):
+            return True
+        return any(constant is tensor for constant in self._constants)
+
+    def remember_constant(self, tensor: Tensor) -> None:
+        """Note a tensor that is computed from constants."""
+        self._constants.append(tensor)
+
+    def used_otherwise(self, function: Any, learned: Sequence[Learned]) -> None:
+        """Be told that a call, which is no product, combines weights with activations."""
+
     def _multiplied(
         self, product: Product, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[list[Slot], bool]:
@@ -132,7 +149,7 @@ class FollowWeights(TorchFunctionMode):
             learned = self.find(operand)
             if learned is not None and (not learned.mixed or index == product.weight):
                 slots.append(slot)
-            elif isinstance(operand, Tensor) and (learned is not None or not self._is_constant(operand)):
+            elif isinstance(operand, Tensor) and (learned is not None or not self.is_constant(operand)):
                 others = True
         return slots, others
 
@@ -148,8 +165,10 @@ class FollowWeights(TorchFunctionMode):
         """Return the result of a call that applies no weight, and note what it computed from weights."""
         args, kwargs = replaced(args, kwargs, self._given)
         result = func(*args, **kwargs)
-        unknown = any(self.find(t) is None and not self._is_constant(t) for t in tensors)
+        unknown = any(self.find(t) is None and not self.is_constant(t) for t in tensors)
         mixed = any(one.mixed for one in learned)
+        if unknown or mixed:
+            self.used_otherwise(func, [one for one in learned if not one.mixed])
         if unknown and product is None:
             # Elementwise, a weight stays one: `W * mask`. Looked up or spread over a batch, it does not.
             if is_lookup(func) or not _same_shape(result, learned):
@@ -184,16 +203,12 @@ class FollowWeights(TorchFunctionMode):
             if isinstance(tensor, Tensor) and self.find(tensor) is None:
                 axes = None if mixed else _axes(func, args, kwargs, learned[0], tensor)
                 part = recompute if shared is None else _part(shared, index)
-                self._learned.append(Learned(tensor, sources, axes, mixed, part, learned[0].direct))
+                self.remember(Learned(tensor, sources, axes, mixed, part, learned[0].direct))
 
     def _given(self, operand: Any) -> Any:
         found = self.find(operand)
         return operand if found is None else self.given(found)
 
-    def _is_constant(self, tensor: Tensor) -> bool:
-        if isinstance(tensor, nn.Parameter):
-            return True
-        return any(constant is tensor for constant in self._constants)
 
 
 def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:

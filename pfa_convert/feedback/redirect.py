@@ -81,8 +81,8 @@ class Redirect(FollowWeights):
             args, kwargs = replaced(args, kwargs, lambda t: W if t is learned.tensor else t)
             return FEEDBACK_CALLS[function](*args, feedback=feedback, **kwargs)
         if len(slots) == 1 and product.name in _MATRIX_PRODUCTS and not kwargs:
-            return self._matrix_product(function, learned, index, args)
-        return self._graft(function, args, kwargs)
+            return self._matrix_product(function, product, learned, index, args)
+        return self._graft(function, slots, args, kwargs)
 
     def given(self, learned: Learned) -> Tensor:
         """Return a raw weight whose gradient reaches its plastic state too, once for all uses."""
@@ -90,9 +90,7 @@ class Redirect(FollowWeights):
             return learned.tensor
         if learned.tapped is None:
             learned.tapped = tap(learned.tensor, learned.state)
-            self._learned.append(
-                Learned(learned.tapped, learned.sources, learned.axes, recompute=learned.feedback)
-            )
+            self.remember(Learned(learned.tapped, learned.sources, learned.axes, recompute=learned.feedback))
         return learned.tapped
 
     def without_gradients(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -105,10 +103,12 @@ class Redirect(FollowWeights):
             _refuse_reentrant_checkpointing()
         return func(*args, **kwargs)
 
-    def _matrix_product(self, function: Any, learned: Learned, index: int, args: tuple[Any, ...]) -> Any:
+    def _matrix_product(
+        self, function: Any, product: Product, learned: Learned, index: int, args: tuple[Any, ...]
+    ) -> Any:
         bias, operands = (args[0], args[1:]) if len(args) == 3 else (None, args)
         if bias is not None and bias.dim() != 1:
-            return self._graft(function, args, {})
+            return self._graft(function, product.slots(args, {})[index : index + 1], args, {})
         reverse = function is Tensor.__rmatmul__
         left = (index == 0) != reverse
         fits = isinstance(learned, RawWeight) and learned.state.pathway.layout.is_matrix(left)
@@ -125,17 +125,23 @@ class Redirect(FollowWeights):
             return learned.tensor, learned.state
         return self.given(learned), GivenFeedback(learned.feedback())
 
-    def _graft(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _graft(
+        self, function: Any, slots: list[Slot], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
         """Return the result of any product, computed a second time for the error below."""
+        weights = [self.find(at(slot, args, kwargs)) for slot in slots]
+
+        def weight_of(tensor: Tensor) -> Learned | None:
+            return next((one for one in weights if one is not None and one.tensor is tensor), None)
 
         def with_weight(tensor: Tensor) -> Tensor:
-            learned = self.find(tensor)
+            learned = weight_of(tensor)
             if learned is not None:
                 return self.given(learned)
             return tensor if isinstance(tensor, nn.Parameter) else tensor.detach()
 
         def with_feedback(tensor: Tensor) -> Tensor:
-            learned = self.find(tensor)
+            learned = weight_of(tensor)
             if learned is not None and learned.direct is not None:
                 name = getattr(function, "__name__", "this function")
                 raise RuntimeError(f"direct feedback does not go through {name}: give the layer another rule")

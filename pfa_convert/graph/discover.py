@@ -38,8 +38,9 @@ class Owner:
 class Discovery:
     """What was found in a model.
 
-    `sites` by weight and owner, in the order of execution; `unconverted` with reasons, by name; `owners`
-    by module name; `used` says what else is done with a Parameter, by its name.
+    `sites` by weight and owner, first those that the walk did not reach, then the others in the order of
+    execution; `unconverted` with reasons, by name; `owners` by module name; `used` says what else is done
+    with a Parameter, by its name.
     """
 
     sites: dict[tuple[str, str], Site] = field(default_factory=dict)
@@ -82,16 +83,20 @@ class _Walk:
         self._likeness = Likeness(model)
         self._stand_in = StandIn(model)
         self._traced: dict[tuple[int, Call], Trace] = {}
+        self._known: set[str] = set()
         self._visit_default(model)
+        reached, self.found.sites = self.found.sites, {}
+        self._known = {weight for weight, _ in reached}
         for module in self._names:
             if module not in self._reached and not self._applied_by_others(module):
                 self._visit_default(module)
+        self.found.sites |= reached  # the last site is still that of the model's output
         for module in self._names:
             self._account(module)
 
     def _applied_by_others(self, module: nn.Module) -> bool:
         """Say whether a layer that was not reached is one whose weights another module applies."""
-        applied, name = self.found.applied(), self._names[module]
+        applied, name = self.found.applied() | self._known, self._names[module]
         layer = stock_layer(module) is not None
         return layer and all(_join(name, weight) in applied for weight in stock_weights(module))
 
@@ -186,7 +191,7 @@ class _Walk:
         """Return the names of the module's own weights of which no graph has said anything yet."""
         name = self._names[module]
         own = [_join(name, own) for own, p in module.named_parameters(recurse=False) if is_weight(p)]
-        known = self.found.applied() | self.found.used.keys() | self.found.unconverted.keys()
+        known = self.found.applied() | self._known | self.found.used.keys() | self.found.unconverted.keys()
         return [path for path in own if path not in known]
 
     def _account(self, module: nn.Module) -> None:

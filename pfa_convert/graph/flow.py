@@ -105,7 +105,8 @@ class _Flow:
         self.uses[node] += [Used(path, use, inside) for value in learned for path in sorted(value.paths)]
 
     def _read(self, path: str) -> _Value:
-        value = attribute(self._owner, path)
+        holder, _, name = path.rpartition(".")
+        value = getattr(self._owner.get_submodule(holder), name, None)  # a constant of the graph is not there
         if isinstance(value, nn.Parameter):
             return _Value(frozenset([path]), tuple(range(value.dim())))
         return _CONSTANT
@@ -156,13 +157,13 @@ class _Flow:
         self, function: Any, node: fx.Node, learned: list[_Value], inputs: list[_Value]
     ) -> _Value:
         """Return what a function that is no product computes."""
-        name = plain_name(function) or getattr(function, "__name__", "used").strip("_")
+        name = plain_name(function)
         if name in _NO_TENSORS:
             return _CONSTANT
         activation = any(value.activation for value in inputs)
         paths = frozenset(path for value in inputs if value.paths for path in value.paths)
         if learned and activation:
-            self._use(node, learned, _USES.get(name, name))
+            self._use(node, learned, use_name(function))
             if is_lookup(function) or not is_elementwise(function):
                 return _ACTIVATION
             return _Value(paths, mixed=True, activation=True)
@@ -173,6 +174,12 @@ class _Flow:
         if paths and keeps_mixtures(function):
             return _Value(paths, mixed=True, activation=True)
         return _ACTIVATION if activation else _CONSTANT
+
+
+def use_name(function: Any) -> str:
+    """Return what a function that is no product does with a weight, in a report's words."""
+    name = plain_name(function) or str(getattr(function, "__name__", "used")).strip("_")
+    return _USES.get(name, name)
 
 
 def attribute(owner: nn.Module, path: str) -> Any:
