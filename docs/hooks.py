@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import click
 from mkdocs.structure.files import File, Files
 
 from pfa_convert.cli import cli
-from pfa_convert.reporting.tables import bounds
-from pfa_convert.rules import RULES
+from pfa_convert.rule_facts import RuleFacts, rule_facts
+
+RULES = rule_facts()
 
 PICTURES = {
     path.stem.split("-", 2)[2]: path.name
@@ -30,28 +30,27 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add the rules' pages and `commands.md`."""
     pages = {"rules/index.md": _all_rules(), "commands.md": _commands()}
-    pages |= {f"rules/{name}.md": _rule(name) for name in RULES}
+    pages |= {f"rules/{name}.md": _rule(rule) for name, rule in RULES.items()}
     for path, lines in pages.items():
         files.append(File.generated(config, path, content="\n".join(lines)))
     return files
 
 
 def _all_rules() -> list[str]:
-    rows = [f"| [{name}]({name}.md) | {RULES[name].title} | `{RULES[name].formula}` |" for name in RULES]
+    rows = [f"| [{name}]({name}.md) | {rule.title} | `{rule.formula}` |" for name, rule in RULES.items()]
     return ["# The rules", "", "| rule | name | feedback weight |", "|---|---|---|", *rows]
 
 
-def _rule(name: str) -> list[str]:
-    rule = RULES[name]
-    lines = [f"# {name}", "", f"**{rule.title}**: `{rule.formula}`", "", inspect.getdoc(rule) or "", ""]
+def _rule(rule: RuleFacts) -> list[str]:
+    lines = [f"# {rule.name}", "", f"**{rule.title}**: `{rule.formula}`", "", rule.explanation, ""]
     lines += [f"Source: {rule.source}", "", f"Cost over backpropagation: {rule.cost}", ""]
     lines += [f"Strategies: {', '.join(rule.strategies)}", ""]
     lines += ["| option | default | range | meaning |", "|---|---|---|---|"]
-    for option, field in rule.model_fields.items():
-        default = "" if field.default is None else field.default
-        lines.append(f"| `{option}` | {default} | {bounds(field.metadata)} | {field.description} |")
-    if name in PICTURES:
-        lines += ["", "## After training on MNIST", "", f"![by layer](../inspect/{PICTURES[name]})", ""]
+    for name, option in rule.options.items():
+        default = "" if option.default is None else option.default
+        lines.append(f"| `{name}` | {default} | {option.bounds} | {option.meaning} |")
+    if rule.name in PICTURES:
+        lines += ["", "## After training on MNIST", "", f"![by layer](../inspect/{PICTURES[rule.name]})", ""]
         lines += ["How it was measured, and the other rules: [alignment](../inspect/README.md)."]
     return lines
 

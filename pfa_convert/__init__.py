@@ -1,15 +1,28 @@
-"""pfa-convert: product feedback alignment and its relatives for any torchvision or timm model."""
+"""pfa-convert: product feedback alignment and its relatives for any torchvision or timm model.
 
-from pfa_convert.alignment import alignment, gradient_angles
-from pfa_convert.convert import convert, revert, strip_feedback
+What is public is imported at its first use: a script that only reads a recipe, and the light commands of
+the command line, need not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.coupling import couple
-from pfa_convert.feedback.weight import feedback_phase
-from pfa_convert.graph.report import ConversionReport
-from pfa_convert.inspection import SiteInspection, inspect
-from pfa_convert.recipe import load_recipe
-from pfa_convert.saving import load, save
-from pfa_convert.training import train
+
+if TYPE_CHECKING:
+    from pfa_convert.alignment import alignment, gradient_angles
+    from pfa_convert.convert import convert, revert, strip_feedback
+    from pfa_convert.feedback.coupling import couple
+    from pfa_convert.feedback.weight import feedback_phase
+    from pfa_convert.graph.report import ConversionReport
+    from pfa_convert.inspection import SiteInspection, inspect
+    from pfa_convert.recipe import load_recipe
+    from pfa_convert.saving import load, save
+    from pfa_convert.training import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,3 +42,41 @@ __all__ = [
     "strip_feedback",
     "train",
 ]
+
+_MODULES = {
+    "alignment": ("alignment", "gradient_angles"),
+    "convert": ("convert", "revert", "strip_feedback"),
+    "feedback.coupling": ("couple",),
+    "feedback.weight": ("feedback_phase",),
+    "graph.report": ("ConversionReport",),
+    "inspection": ("SiteInspection", "inspect"),
+    "recipe": ("load_recipe",),
+    "saving": ("load", "save"),
+    "training": ("train",),
+}
+"""Where each public name is defined."""
+
+_HOME = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
+
+
+class _Package(ModuleType):
+    """This package, in which `convert` is the function and never the module of the same name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,20 @@ from torch import Tensor, nn
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.pathway import Pathway
 from pfa_convert.feedback.weight import FeedbackWeight
-from pfa_convert.graph.discover import discover
+from pfa_convert.graph.discover import NOT_REACHED, Discovery, discover
+from pfa_convert.graph.example import Example, add_sites, discover_by_example, from_plain, to_plain
 from pfa_convert.graph.layers import stock_layer
 from pfa_convert.graph.overrides import Decision, decide
-from pfa_convert.graph.report import ConversionReport, SiteReport
+from pfa_convert.graph.report import ConversionReport, OtherUse, SiteReport
 from pfa_convert.graph.rewrite import (
     give_method,
     restore,
     rewrite_layer,
     rewrite_owner,
-    rewrite_untraced,
     tap_output,
 )
-from pfa_convert.graph.sites import FEEDBACK_ATTRIBUTE, feedback_path
+from pfa_convert.graph.sites import FEEDBACK_ATTRIBUTE, Site, Unconverted, feedback_path
+from pfa_convert.graph.trace import is_weight
 from pfa_convert.rules.base import Draw
 from pfa_convert.seeds import derived_seed
 
@@ -41,6 +42,8 @@ def convert(
     seed: int = 0,
     inplace: bool = False,
     reinit: str | None = None,
+    example: Example | Sequence[Mapping[str, Any]] | None = None,
+    strict: bool = False,
 ) -> Any:
     """Return the model with the error of every linear map and convolution sent through feedback weights.
 
@@ -56,13 +59,17 @@ def convert(
         seed: what the feedback weights are drawn from, together with each weight's name.
         inplace: convert the given model itself, not a copy.
         reinit: `xavier_uniform` draws the weights anew as the paper does; None keeps them.
+        example: `(args, kwargs)` of one call of the model. A run with it, on a copy, finds the weights that
+            code applies which tracing cannot follow; what it found is in the report's settings, and can be
+            given instead.
+        strict: raise if a learned weight is skipped, or no forward that could be followed uses it.
 
     Returns:
         The converted model; its attribute `conversion` is the ConversionReport.
 
     Raises:
-        UserError: for an unknown rule or option, an override that matches nothing, or a model that is
-            converted already.
+        UserError: for an unknown rule or option, an override that matches nothing, a model that is
+            converted already, or, if `strict`, weights that are left out.
     """
     if hasattr(model, "conversion"):
         raise UserError("the model is converted already; revert it first")
@@ -71,16 +78,18 @@ def convert(
 
     with torch.random.fork_rng(devices=[]):
         found = discover(converted)
+        shown = [] if example is None else look_at_example(converted, example, found)
+    others = tuple(other_uses(converted, found))
+    if strict:
+        refuse_left_out(found.unconverted.values(), others)
     sites = list(found.sites.values())
     decisions = decide(converted, sites, rule, options, overrides)
     if reinit is not None:
         reinitialise(converted, decisions, reinit, seed)
 
     added = attach_feedback(converted, decisions, seed)
-    for name, graphs in found.graphs.items():
-        rewrite_owner(converted.get_submodule(name), graphs)
-    for name in found.untraced:
-        rewrite_untraced(converted.get_submodule(name))
+    for name, owner in found.owners.items():
+        rewrite_owner(converted.get_submodule(name), owner.weights)
     for site in sites:
         layer = converted.get_submodule(site.owner)
         holder, feedback = feedback_path(site.weight)
@@ -92,13 +101,47 @@ def convert(
         give_method(converted, "reset_classifier", _reset_classifier)
 
     settings = {"rule": rule, "options": options, "overrides": overrides, "seed": seed, "reinit": reinit}
+    if shown:
+        settings["example"] = [to_plain(site) for site in shown]
     converted.conversion = ConversionReport(  # type: ignore[assignment]
         tuple(_site_report(decision, added) for decision in decisions),
         tuple(found.unconverted.values()),
         seed,
         settings,
+        others,
     )
     return converted
+
+
+def look_at_example(
+    model: nn.Module, example: Example | Sequence[Mapping[str, Any]], found: Discovery
+) -> list[Site]:
+    """Add the sites of an example's run, or those that an earlier one has shown; return them."""
+    if all(isinstance(entry, Mapping) and "weight" in entry for entry in example):
+        shown = [from_plain(entry) for entry in cast(Sequence[Mapping[str, Any]], example)]
+        add_sites(found, shown)
+        return shown
+    if not isinstance(example, tuple) or len(example) != 2 or not isinstance(example[1], Mapping):
+        raise UserError("example: not a pair (args, kwargs) of a call of the model")
+    return discover_by_example(model, cast(Example, example), found)
+
+
+def other_uses(model: nn.Module, found: Discovery) -> Iterator[OtherUse]:
+    """Yield the Parameters of two or more dimensions that are neither sites nor skipped."""
+    named = found.applied() | found.unconverted.keys()
+    inside = tuple(f"{name}." for name in found.unconverted)
+    for name, parameter in model.named_parameters():
+        if is_weight(parameter) and name not in named and not name.startswith(inside):
+            yield OtherUse(name, tuple(parameter.shape), found.used.get(name, NOT_REACHED))
+
+
+def refuse_left_out(skipped: Iterable[Unconverted], others: Iterable[OtherUse]) -> None:
+    """Raise UserError if a learned weight would get no rule."""
+    left = [f"{one.name} ({one.reason})" for one in skipped]
+    left += [f"{other.name} ({other.use})" for other in others if other.use == NOT_REACHED]
+    if left:
+        more = f", and {len(left) - 3} more" if len(left) > 3 else ""
+        raise UserError(f"strict: {len(left)} weights get no rule: {', '.join(left[:3])}{more}")
 
 
 def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) -> dict[str, int]:

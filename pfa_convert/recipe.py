@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pfa_convert.errors import UserError
 from pfa_convert.recipe_files import find_recipe
 from pfa_convert.recipe_text import with_settings
+
+if TYPE_CHECKING:
+    import torch
 
 
 class _Section(BaseModel):
@@ -161,6 +163,8 @@ def optimizer_class(section: OptimizerSection, where: str) -> type[torch.optim.O
     Raises:
         UserError: for an unknown name, or an argument or value that the class does not take.
     """
+    import torch
+
     unusable = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
     classes = {
         name.lower(): value

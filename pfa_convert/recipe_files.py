@@ -17,6 +17,14 @@ from typing import Any
 from pfa_convert.errors import UserError
 from pfa_convert.recipe_text import merge, read_mapping
 
+TABLES = {
+    "mnist": "mnist-mlp",
+    "sparse": "mnist-sparse",
+    "cifar10": "cifar10-resnet20",
+    "imagenet": "imagenet-resnet18",
+}
+"""The paper's tables, by the recipe file that each is."""
+
 Choice = Mapping[str, str]
 """A variant's name on each axis."""
 

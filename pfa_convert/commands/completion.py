@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 import click
 
 from pfa_convert.models import available
-from pfa_convert.recipe_files import packaged_files, packaged_recipes
-from pfa_convert.rules import RULES
-from pfa_convert.training.reproduction import TABLES
+from pfa_convert.recipe_files import TABLES, packaged_files, packaged_recipes
+from pfa_convert.rule_facts import rule_facts
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
@@ -23,6 +22,6 @@ def _models() -> list[str]:
 
 
 complete_model = _among(_models)
-complete_rule = _among(lambda: RULES)
+complete_rule = _among(rule_facts)
 complete_recipe = _among(packaged_recipes)
 complete_table = _among(lambda: [*TABLES, *packaged_files()])

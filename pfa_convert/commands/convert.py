@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from pfa_convert.commands.completion import complete_model, complete_recipe, complete_rule
-from pfa_convert.convert import convert, revert
 from pfa_convert.errors import UserError
-from pfa_convert.files import read_header
-from pfa_convert.models import build, example, resolve
-from pfa_convert.recipe import load_recipe
+from pfa_convert.models import resolve
 from pfa_convert.reporting.console import console, print_conversion
-from pfa_convert.saving import load, save
-from pfa_convert.verify import forward_difference
+from pfa_convert.reporting.progress import busy
 
 
 @click.command("convert")
@@ -62,59 +55,40 @@ def convert_command(
     pfa-convert resnet50 --rule pfa --expansion 4
     pfa-convert timm/vit_tiny_patch16_224 --rule fa --override 'head=bp' --output vit.safetensors
     """
-    if output is not None and not output.resolve().parent.is_dir():
-        raise UserError(f"the folder {output.parent} does not exist", where="--output")
-    if model.endswith(".safetensors"):
-        plain, converted, summary = _from_file(Path(model))
-        name = summary["model"]
-    else:
-        section = load_recipe(recipe).convert if recipe else None
-        chosen = dict(section.options) if section and rule in (None, section.rule) else {}
-        chosen |= _pairs(options, "--option")
-        if expansion is not None:
-            chosen["expansion"] = expansion
-        listed = [
-            {"match": key, "rule": str(value)} for key, value in _pairs(overrides, "--override").items()
-        ]
-        listed += section.overrides if section else []
-        resolved = resolve(model)
-        name = str(resolved) if resolved.source != "factory" else model
-        plain = build(model, num_classes)
-        started = time.perf_counter()
-        default_rule = section.rule if section else "pfa"
-        converted = convert(plain, rule or default_rule, options=chosen, overrides=listed, seed=seed)
-        summary = {"model": str(resolved), "conversion_seconds": round(time.perf_counter() - started, 3)}
-
-    summary["parameters"] = sum(parameter.numel() for parameter in plain.parameters())
-    summary |= _forward_check(plain, converted, example(name))
     if output is not None:
-        save(converted, output, name, num_classes=num_classes)
+        _refuse_unwritable(output)
+    resolved = None if model.endswith(".safetensors") else resolve(model)
+    chosen = _pairs(options, "--option") | ({} if expansion is None else {"expansion": expansion})
+    listed = [{"match": key, "rule": str(value)} for key, value in _pairs(overrides, "--override").items()]
+
+    from pfa_convert.commands.conversion import convert_by_name, read_conversion
+    from pfa_convert.saving import save
+
+    with busy(console, f"converting {model}"):
+        if resolved is None:
+            done = read_conversion(Path(model))
+        else:
+            done = convert_by_name(resolved, num_classes, recipe, rule, chosen, listed, seed)
+        if output is not None:
+            save(done.converted, output, done.name, num_classes=num_classes)
+    report = done.converted.conversion
     if as_json:
-        click.echo(json.dumps({**summary, **converted.conversion.to_dict()}, indent=1))
+        click.echo(json.dumps({**done.summary, **report.to_dict()}, indent=1))
     else:
-        print_conversion(console, summary, converted.conversion)
+        print_conversion(console, done.summary, report)
         if output is not None:
             console.print(f"written to {output}")
-    if summary["forward_max_difference"]:
+    if done.summary["forward_max_difference"]:
         raise click.exceptions.Exit(1)
 
 
-def _from_file(path: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """Return the plain and the converted model of a file that `--output` wrote."""
-    started = time.perf_counter()
-    converted, name = load(path), read_header(path)["model"]["name"]
-    seconds = round(time.perf_counter() - started, 3)
-    return revert(converted), converted, {"model": name, "conversion_seconds": seconds}
-
-
-def _forward_check(plain: Any, converted: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    try:
-        with torch.no_grad():
-            copy.deepcopy(plain).eval()(*inputs)
-    except Exception as error:
-        reason = f"the plain model does not take a batch of images: {' '.join(str(error).split())[:120]}"
-        return {"forward_max_difference": None, "forward_check": reason}
-    return {"forward_max_difference": forward_difference(plain, converted, *inputs)}
+def _refuse_unwritable(output: Path) -> None:
+    if output.is_dir():
+        raise UserError(
+            f"{output} is a folder; name a file in it, such as model.safetensors", where="--output"
+        )
+    if not output.resolve().parent.is_dir():
+        raise UserError(f"the folder {output.parent} does not exist", where="--output")
 
 
 def _pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:

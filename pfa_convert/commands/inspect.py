@@ -7,18 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from torch.nn import functional
 
 from pfa_convert.errors import UserError
-from pfa_convert.inspection import inspect
-from pfa_convert.recipe import load_recipe
 from pfa_convert.reporting.console import console, print_inspection
-from pfa_convert.reporting.inspection_figure import inspection_figure
-from pfa_convert.saving import load
-from pfa_convert.training.checkpoint import load_model
-from pfa_convert.training.run_folder import RunFolder
-from pfa_convert.training.setup import first_batch, make_model
 
 
 @click.command("inspect")
@@ -36,7 +27,11 @@ def inspect_command(path: Path, data: Path | None, plot: Path | None, as_json: b
     \b
     pfa-convert inspect runs/mnist-mlp-pfa/seed-0 --data data --plot inspection.png
     """
-    title, model, arguments = _run(RunFolder(path), data) if path.is_dir() else (path.name, load(path), ())
+    from pfa_convert.inspection import inspect
+    from pfa_convert.reporting.inspection_figure import inspection_figure
+    from pfa_convert.saving import load
+
+    title, model, arguments = _run(path, data) if path.is_dir() else (path.name, load(path), ())
     found = inspect(model, *arguments)
     if plot is not None:
         inspection_figure(found, title, plot)
@@ -48,8 +43,17 @@ def inspect_command(path: Path, data: Path | None, plot: Path | None, as_json: b
             console.print(f"written to {plot}")
 
 
-def _run(folder: RunFolder, data: Path | None) -> tuple[str, Any, tuple[Any, ...]]:
+def _run(path: Path, data: Path | None) -> tuple[str, Any, tuple[Any, ...]]:
     """Return a run's title and model, and the loss and batch to take its gradients on."""
+    import torch
+    from torch.nn import functional
+
+    from pfa_convert.recipe import load_recipe
+    from pfa_convert.training.checkpoint import load_model
+    from pfa_convert.training.run_folder import RunFolder
+    from pfa_convert.training.setup import first_batch, make_model
+
+    folder = RunFolder(path)
     if not folder.recipe.exists() or not folder.last.exists():
         raise UserError("is not the folder of a run", where=str(folder.path))
     recipe = load_recipe(str(folder.recipe))

@@ -14,9 +14,6 @@ from rich.progress import track
 from pfa_convert.errors import UserError
 from pfa_convert.models import available
 from pfa_convert.reporting.console import console, print_sweep
-from pfa_convert.zoo.coverage import Coverage, check
-from pfa_convert.zoo.proof import Proof, prove
-from pfa_convert.zoo.sweep import sweep
 
 
 @click.command("models")
@@ -41,16 +38,21 @@ def models_command(
     names = available(pattern)
     if not names:
         raise UserError(f"no model matches {pattern!r}", given=pattern, choices=available())
+    if what is None:
+        click.echo("\n".join(names))
+        return
+
+    from pfa_convert.zoo.coverage import Coverage, check
+    from pfa_convert.zoo.proof import Proof, prove
+    from pfa_convert.zoo.sweep import sweep
+
     lines: Iterator[Any]
     if what == "check":
         output = output or Path("coverage.csv")
         lines = sweep(names, check, Coverage, output, jobs)
-    elif what == "prove":
+    else:
         output = output or Path("proof.csv")
         lines = sweep(names, partial(prove, largest=largest * 1e6), Proof, output, jobs)
-    else:
-        click.echo("\n".join(names))
-        return
     tracked = track(lines, total=len(names), console=console, description="models")
     done = [line for line in tracked if line is not None]
     print_sweep(console, done)

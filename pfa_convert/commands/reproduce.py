@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 from rich.progress import track
 
 from pfa_convert.commands.completion import complete_table
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.console import console
-from pfa_convert.reporting.page import write_report
-from pfa_convert.reporting.results import read_runs
-from pfa_convert.reporting.tables import print_results
-from pfa_convert.training.reproduction import Ended, plan, reproduce
+
+if TYPE_CHECKING:
+    from pfa_convert.training.reproduction import Ended
 
 
 @click.command("reproduce")
@@ -55,6 +53,8 @@ def reproduce_command(
     pfa-convert reproduce mnist --data data --jobs 2
     pfa-convert reproduce cifar10 --data data --rules bp,pfa,pfa-o --seeds 0-2
     """
+    from pfa_convert.training.reproduction import plan, reproduce
+
     wanted = dict(_axis(text) for text in only) | ({"rule": rules.split(",")} if rules else {})
     runs = plan(table, output, wanted, None if seeds is None else _numbers(seeds), settings)
     jobs = jobs or _cores_or_gpus()
@@ -93,6 +93,10 @@ def report_command(folders: tuple[Path, ...], output: Path) -> None:
 
 
 def _report(folders: Any, output: Path) -> None:
+    from pfa_convert.reporting.page import write_report
+    from pfa_convert.reporting.result_tables import print_results
+    from pfa_convert.reporting.results import read_runs
+
     experiments = read_runs(folders)
     print_results(console, experiments)
     write_report(experiments, output)
@@ -109,6 +113,8 @@ def _interrupt(_signal: int, _frame: Any) -> None:
 
 
 def _cores_or_gpus() -> int:
+    import torch
+
     return torch.cuda.device_count() or os.cpu_count() or 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -117,6 +118,62 @@ class Convolution:
         grouped = delta.reshape(-1, B.shape[0], B.shape[1], positions.numel())
         middle = torch.matmul(B.transpose(1, 2), grouped)
         return middle.reshape(*delta.shape[:channels], -1, *positions)
+
+
+@dataclass  # not frozen, as Convolution
+class MatrixProduct:
+    """`y = x @ W` or, with `left`, `y = W @ x`, as `torch.matmul` defines them, plus `b` for `addmm`.
+
+    `call` is the function of PyTorch's that the plain model calls: `matmul`, `mm`, `bmm`, `addmm`, ...
+    """
+
+    call: Any
+    left: bool = False
+
+    def __call__(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        """Return the product, computed by the very call that the plain model makes."""
+        operands = (W, x) if self.left else (x, W)
+        result: Tensor = self.call(*operands) if b is None else self.call(b, *operands)
+        return result
+
+    def gradients(self, delta: Tensor, x: Tensor, F: Tensor, needs: Needs) -> Gradients:
+        """Return `delta F^T` (or `F^T delta`), `x^T delta` (or `delta x^T`) and the sum of `delta`.
+
+        Each is summed over the dimensions that were broadcast; `b` is `(N_out,)`.
+        """
+        first, second = (F, x) if self.left else (x, F)
+        spread = delta.unsqueeze(-1) if second.dim() == 1 else delta
+        spread = spread.unsqueeze(-2) if first.dim() == 1 else spread
+        row, column = (t.unsqueeze(d) if t.dim() == 1 else t for t, d in ((first, 0), (second, 1)))
+        of_first, of_second = needs[:2] if not self.left else (needs[1], needs[0])
+        grads: list[Tensor | None] = [None, None]
+        if of_first:
+            grads[0] = _summed(spread, column.mT, row.shape).reshape(first.shape)
+        if of_second:
+            grads[1] = _summed(row.mT, spread, column.shape).reshape(second.shape)
+        if self.left:
+            grads.reverse()
+        return grads[0], grads[1], delta.reshape(-1, delta.shape[-1]).sum(0) if needs[2] else None
+
+    def broadcast(self, e: Tensor, F: Tensor, delta: Tensor, x: Tensor) -> Tensor:
+        """Return `F e` where the product is a linear map of rows; no other layout comes here."""
+        return Linear().broadcast(e, F, delta, x)
+
+    def to_middle(self, delta: Tensor, B: Tensor) -> Tensor:
+        """Return `B^T delta` for each matrix of the weight; `B` is `(groups, N_out, N_mid)`."""
+        batch, groups = delta.dim() - 2, len(B)
+        while math.prod(delta.shape[batch : delta.dim() - 2]) < groups:
+            batch -= 1
+        B = B.reshape(*delta.shape[batch : delta.dim() - 2], *B.shape[1:])
+        return torch.matmul(B.mT, delta) if self.left else torch.matmul(delta, B)
+
+
+def _summed(first: Tensor, second: Tensor, shape: torch.Size) -> Tensor:
+    """Return `first @ second`, summed over leading dimensions down to `shape`."""
+    if len(shape) == 2 and first.dim() > 2 and first.shape[:-2] == second.shape[:-2]:
+        # One product over the rows of all matrices, instead of a sum of many.
+        return torch.mm(first.movedim(-2, 0).flatten(1), second.movedim(-1, 0).flatten(1).t())
+    return torch.matmul(first, second).sum_to_size(shape)
 
 
 def rows_of_examples(e: Tensor, rows: int) -> Tensor:

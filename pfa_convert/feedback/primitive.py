@@ -79,8 +79,13 @@ def no_view(y: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or not y._is_view():
         return y
-    unviewed: Tensor = torch.ops.aten._unsafe_view(y, y.shape)
-    return unviewed
+    return unviewed(y)
+
+
+def unviewed(y: Tensor) -> Tensor:
+    """Return the same memory as a tensor that autograd does not know as a view."""
+    same: Tensor = torch.ops.aten._unsafe_view(y, y.shape)
+    return same
 
 
 class PlasticTap(torch.autograd.Function):

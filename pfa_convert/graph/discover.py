@@ -1,60 +1,68 @@
-"""Finding every use of a learned weight in a model."""
+"""Finding every use of a learned weight in a model.
+
+Every layer that applies a weight is a site, whether the walk reaches it or not. The walk through the
+forwards, from the root down, gives the order of execution and finds the weights that a forward applies
+itself; an example's run (`graph.example`) finds what no walk can.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from pfa_convert.feedback.functional import FEEDBACK_CALLS, transposed_convolution
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.graph.layers import layout_of, stock_layer, stock_weights
+from pfa_convert.graph.code import could_apply_weights, may_apply_weights, public_methods
+from pfa_convert.graph.flow import Applied, Used, flow
+from pfa_convert.graph.layers import inherited_layer, layout_of, stock_layer, stock_weights
 from pfa_convert.graph.likeness import Likeness
-from pfa_convert.graph.sites import Site, Unconverted, site_name
-from pfa_convert.graph.trace import (
-    Call,
-    Untraceable,
-    call_of,
-    is_weight,
-    may_apply_weights,
-    trace_forward,
-)
+from pfa_convert.graph.sites import Site, Unconverted, plain_class, site_name
+from pfa_convert.graph.standin import StandIn
+from pfa_convert.graph.trace import Call, Trace, call_of, call_with_everything, is_weight, trace_method
 
 COMPUTED = "its weight is computed by a hook, or from no Parameter of its shape"
+NOT_REACHED = "no forward that could be followed uses it"
+
+
+@dataclass
+class Owner:
+    """A module whose own code applies weights, by their paths from the module."""
+
+    weights: set[str] = field(default_factory=set)
 
 
 @dataclass
 class Discovery:
-    """What a walk through a model found.
+    """What was found in a model.
 
-    `sites` in the order of execution, `unconverted` with reasons, and the `graphs` of the modules whose
-    own forward applies a weight, by module name and call. `untraced` are the modules without a graph
-    whose code names a function that applies weights.
+    `sites` by weight and owner, first those that the walk did not reach, then the others in the order of
+    execution; `unconverted` with reasons, by name; `owners` by module name; `used` says what else is done
+    with a Parameter, by its name.
     """
 
     sites: dict[tuple[str, str], Site] = field(default_factory=dict)
     unconverted: dict[str, Unconverted] = field(default_factory=dict)
-    graphs: dict[str, dict[Call, fx.Graph]] = field(default_factory=dict)
-    untraced: set[str] = field(default_factory=set)
+    owners: dict[str, Owner] = field(default_factory=dict)
+    used: dict[str, str] = field(default_factory=dict)
 
+    def add(self, site: Site) -> None:
+        """Add a site, once."""
+        self.sites.setdefault((site.weight, site.owner), site)
 
-@dataclass(frozen=True)
-class WeightUse:
-    """A node of a module's graph that applies a learned weight.
+    def leave(self, name: str, module: nn.Module, shape: tuple[int, ...], reason: str) -> None:
+        """Name a weight that is no site, with the reason; the first one counts."""
+        self.unconverted.setdefault(name, Unconverted(name, plain_class(module).__name__, shape, reason))
 
-    `source` is the node that reads the Parameter; `weight` the node that is applied, the same one
-    unless the forward computes an effective weight. `leaf_function` is set where the node calls a
-    function that is not traced and that may apply the weight inside.
-    """
+    def applied(self) -> set[str]:
+        """Return the names of all weights that are sites."""
+        return {weight for weight, _ in self.sites}
 
-    node: fx.Node
-    source: fx.Node
-    weight: fx.Node
-    leaf_function: bool = False
+    def owner(self, name: str) -> Owner:
+        """Return the module of this name as one whose code applies weights."""
+        return self.owners.setdefault(name, Owner())
 
 
 def discover(model: nn.Module) -> Discovery:
@@ -62,178 +70,171 @@ def discover(model: nn.Module) -> Discovery:
     return _Walk(model).found
 
 
-def weight_uses(owner: nn.Module, graph: fx.Graph) -> Iterator[WeightUse]:
-    """Yield the uses of learned weights among the nodes of a module's own forward."""
-    for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        if node.target in FEEDBACK_CALLS:
-            weight = applied_weight(node)
-            source = _raw_weight(owner, weight) if weight is not None else None
-            if weight is not None and source is not None:
-                yield WeightUse(node, source, weight)
-        elif isinstance(node.target, FunctionType) and not node.target.__module__.startswith("torch."):
-            for source in node.all_input_nodes:
-                if _is_layer_weight(owner, source):
-                    yield WeightUse(node, source, source, leaf_function=True)
-
-
-def applied_weight(node: fx.Node) -> fx.Node | None:
-    """Return the node whose result a linear map or a convolution applies as its weight."""
-    weight = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
-    return weight if isinstance(weight, fx.Node) else None
-
-
-def parameter(owner: nn.Module, node: fx.Node) -> Any:
-    """Return what a get_attr node reads."""
-    value: Any = owner
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
-
-
 class _Walk:
     def __init__(self, model: nn.Module) -> None:
         self.found = Discovery()
         self._names = {module: name for name, module in model.named_modules()}
         self._with_weights = {
-            module for module in self._names if any(is_weight(p) for p in module.parameters())
+            module for module in self._names if any(map(_may_be_weight, module.parameters()))
         }
         self._visited: set[tuple[nn.Module, Call]] = set()
+        self._reached: set[nn.Module] = set()
+        self._failures: dict[nn.Module, str] = {}
         self._likeness = Likeness(model)
-        self._traced: dict[tuple[int, Call], fx.Graph | Untraceable] = {}
+        self._stand_in = StandIn(model)
+        self._traced: dict[tuple[int, Call], Trace] = {}
+        self._known: set[str] = set()
+        self._visit_default(model)
+        reached, self.found.sites = self.found.sites, {}
+        self._known = {weight for weight, _ in reached}
+        for module in self._names:
+            if module not in self._reached and not self._applied_by_others(module):
+                self._visit_default(module)
+        self.found.sites |= reached  # the last site is still that of the model's output
+        for module in self._names:
+            self._account(module)
+
+    def _applied_by_others(self, module: nn.Module) -> bool:
+        """Say whether a layer that was not reached is one whose weights another module applies."""
+        applied, name = self.found.applied() | self._known, self._names[module]
+        layer = stock_layer(module) is not None
+        return layer and all(_join(name, weight) in applied for weight in stock_weights(module))
+
+    def _visit_default(self, module: nn.Module) -> None:
+        """Visit a module as it is called with no more than it must be given."""
         for training in (True, False):
-            self._default_visit(model, training)
+            self._visit(module, training)
 
-    def _default_visit(self, module: nn.Module, training: bool) -> None:
-        call, _ = call_of(module, (), {})
-        self._visit(module, Call(training, call.options))
-
-    def _visit(self, module: nn.Module, call: Call) -> None:
-        if module not in self._with_weights or (module, call) in self._visited:
+    def _visit(self, module: nn.Module, training: bool, args: Any = (), kwargs: Any = None) -> None:
+        """Visit a module for the first time that it is called like that."""
+        if module not in self._with_weights:
             return
-        self._visited.add((module, call))
         if stock_layer(module) is not None:
-            self._visit_layer(module)
-        elif isinstance(module, nn.ModuleList | nn.ModuleDict):
-            self._visit_children(module, call.training)
+            if module not in self._reached:
+                self._reached.add(module)
+                self._visit_layer(module)
+            return
+        self._reached.add(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            self._failures[module] = "a ScriptModule runs out of Python's sight"
+        elif isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+            for child in module.children():
+                self._visit(child, training)
         else:
-            self._visit_graph(module, call)
+            call = call_of(module, args, kwargs or {}, training)
+            if (module, call) not in self._visited:
+                self._visited.add((module, call))
+                self._visit_forward(module, call)
 
     def _visit_layer(self, module: nn.Module) -> None:
         name = self._names[module]
         if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-            self._leave(name, module, (), "lazily built: run one batch through the model, then convert")
+            self.found.leave(name, module, (), "lazily built: run one batch through the model, then convert")
             return
         for weight in stock_weights(module):
-            path = f"{name}.{weight}" if name else weight
+            path = _join(name, weight)
             holder, _, parameter = weight.rpartition(".")
             if module.get_submodule(holder)._parameters.get(parameter) is None:
-                self._leave(name, module, (), COMPUTED)
-            else:
+                self.found.leave(name, module, (), COMPUTED)
+            elif all((layout := layout_of(module, weight)).shape):
                 kind = (stock_layer(module) or type(module)).__name__
-                self._add(Site(site_name(path), kind, path, name, layout_of(module, weight)))
+                self.found.add(Site(site_name(path), kind, path, name, layout))
 
-    def _visit_graph(self, module: nn.Module, call: Call) -> None:
-        name = self._names[module]
-        graph = self._trace(module, call)
-        if isinstance(graph, Untraceable):
-            self._visit_untraceable(module, call.training, str(graph))
-            return
-        uses: dict[fx.Node, list[WeightUse]] = {}
-        for use in weight_uses(module, graph):
-            uses.setdefault(use.node, []).append(use)
-        if uses:
-            self.found.graphs.setdefault(name, {})[call] = graph
-        for node in graph.nodes:
-            for use in uses.get(node, ()):
-                self._add(self._functional_site(name, module, use))
-            if node.op == "call_module":
-                child = module.get_submodule(str(node.target))
-                child_call, _ = call_of(child, node.args, node.kwargs)
-                self._visit(child, Call(call.training, child_call.options))
-            elif node.target in FEEDBACK_CALLS and node not in uses and _given_by_a_module(node):
-                path = f"{name}.{node.name}" if name else node.name
-                self._leave(path, module, (), "applies a weight that another module computes")
+    def _visit_forward(self, module: nn.Module, call: Call) -> None:
+        """Read the forward's graph; where it is not whole, also that of a call with every argument given."""
+        trace = self._trace(module, call)
+        self._read(module, trace, call)
+        everything = call_with_everything(module, call.training)
+        if trace.failure or self._unexplained(module):
+            other = self._trace(module, everything)
+            self._read(module, other, everything)
+            trace = other if trace.failure else trace
+        if trace.failure:
+            self._failures.setdefault(module, trace.failure)
+            for child in module.children():
+                self._visit(child, call.training)
 
-    def _visit_untraceable(self, module: nn.Module, training: bool, reason: str) -> None:
-        """Report the module's own weights, if its code could apply them, and go on to its children."""
-        if type(module).__module__.startswith("torch.nn."):
-            reason = f"torch.nn.{type(module).__name__} applies it inside one operation"
-        if may_apply_weights(module):
-            name = self._names[module]
-            self.found.untraced.add(name)
-            for own, weight in module.named_parameters(recurse=False):
-                if is_weight(weight):
-                    self._leave(f"{name}.{own}" if name else own, module, tuple(weight.shape), reason)
-        self._visit_children(module, training)
-
-    def _trace(self, module: nn.Module, call: Call) -> fx.Graph | Untraceable:
-        """Return the graph of the module's forward, which modules that are alike share."""
+    def _trace(self, module: nn.Module, call: Call) -> Trace:
+        """Return the graph of a module's method, which modules that are alike share."""
         key = self._likeness(module), call
         if key not in self._traced:
-            try:
-                self._traced[key] = trace_forward(module, call)
-            except Untraceable as reason:
-                self._traced[key] = reason
+            self._traced[key] = trace_method(self._stand_in, module, call)
         return self._traced[key]
 
-    def _visit_children(self, module: nn.Module, training: bool) -> None:
-        for child in module.children():
-            self._default_visit(child, training)
+    def _read(self, module: nn.Module, trace: Trace, call: Call) -> None:
+        """Take from a graph the uses of weights and the calls of modules, in the order of execution."""
+        for node, uses in flow(module, trace.graph).items():
+            for use in uses:
+                self._take(module, use)
+            if node.op == "call_module":
+                self._visit(module.get_submodule(str(node.target)), call.training, node.args, node.kwargs)
 
-    def _functional_site(self, owner_name: str, owner: nn.Module, use: WeightUse) -> Site:
-        path = f"{owner_name}.{use.source.target}" if owner_name else str(use.source.target)
-        kind = f"{getattr(use.node.target, '__name__', 'function')}()"
-        return Site(site_name(path), kind, path, owner_name, _functional_layout(owner, use))
+    def _take(self, module: nn.Module, use: Applied | Used) -> None:
+        name = self._names[module]
+        path = _join(name, use.path)
+        weight = module.get_parameter(use.path)
+        if isinstance(use, Used) and not (is_weight(weight) and could_apply_weights(use.inside)):
+            self.found.used.setdefault(path, use.use)
+            return
+        holder = module.get_submodule(use.path.rpartition(".")[0])
+        layer = stock_layer(holder) is not None and use.path.rpartition(".")[2] in stock_weights(holder)
+        self.found.owner(name).weights.add(use.path)
+        if layer and isinstance(use, Used):
+            self._visit(holder, module.training)
+        elif isinstance(use, Applied):
+            self.found.add(Site(site_name(path), use.kind, path, name, use.layout))
+        else:
+            layout = WeightLayout(tuple(weight.shape))
+            self.found.add(Site(site_name(path), f"{use.inside.__name__}()", path, name, layout))
 
-    def _add(self, site: Site) -> None:
-        self.found.sites.setdefault((site.weight, site.owner), site)
+    def _unexplained(self, module: nn.Module) -> list[str]:
+        """Return the names of the module's own weights of which no graph has said anything yet."""
+        name = self._names[module]
+        own = [_join(name, own) for own, p in module.named_parameters(recurse=False) if is_weight(p)]
+        known = self.found.applied() | self._known | self.found.used.keys() | self.found.unconverted.keys()
+        return [path for path in own if path not in known]
 
-    def _leave(self, name: str, module: nn.Module, shape: tuple[int, ...], reason: str) -> None:
-        left = Unconverted(name, type(module).__name__, shape, reason)
-        self.found.unconverted.setdefault(name, left)
+    def _account(self, module: nn.Module) -> None:
+        """Say of each of a module's own weights what became of it, if nothing has been said yet."""
+        failure = self._failures.get(module)
+        name = self._names[module]
+        if failure and may_apply_weights(module):
+            self._follow_children(module)
+        for method in public_methods(module) if self._unexplained(module) else ():
+            everything = call_with_everything(module, True, method)
+            self._read(module, self._trace(module, everything), everything)
+        for path in self._unexplained(module) if stock_layer(module) is None else ():
+            parameter = path.removeprefix(f"{name}.")
+            shape = tuple(module.get_parameter(parameter).shape)
+            if failure and inherited_layer(module) is not None and parameter == "weight":
+                kind = plain_class(module).__name__
+                self.found.add(Site(site_name(path), kind, path, name, layout_of(module)))
+                self.found.owner(name).weights.add(parameter)
+            elif failure and may_apply_weights(module):
+                self.found.leave(path, module, shape, _helped(module, failure))
+            else:
+                self.found.used[path] = NOT_REACHED
+
+    def _follow_children(self, module: nn.Module) -> None:
+        """Have a module that cannot be followed redirect its own uses of its children's weights."""
+        for child_name, child in module.named_children():
+            if stock_layer(child) is not None:
+                applied = self.found.applied()
+                own = [w for w in stock_weights(child) if _join(self._names[child], w) in applied]
+                self.found.owner(self._names[module]).weights |= {_join(child_name, w) for w in own}
 
 
-def _functional_layout(owner: nn.Module, use: WeightUse) -> WeightLayout:
-    weight = parameter(owner, use.source)
-    holder = owner.get_submodule(str(use.source.target).rpartition(".")[0])
-    if use.leaf_function:
-        return layout_of(holder)
-    transposed = FEEDBACK_CALLS.get(use.node.target) is transposed_convolution  # type: ignore[arg-type]
-    args = use.node.args
-    groups = use.node.kwargs.get("groups", args[6] if len(args) > 6 else 1)
-    return WeightLayout(tuple(weight.shape), groups if isinstance(groups, int) else 1, transposed)
+def _may_be_weight(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, UninitializedParameter) or parameter.dim() >= 1
 
 
-def _is_layer_weight(owner: nn.Module, node: fx.Node) -> bool:
-    if node.op != "get_attr" or not str(node.target).endswith(".weight"):
-        return False
-    holder = owner.get_submodule(str(node.target).rpartition(".")[0])
-    return stock_layer(holder) is not None
+def _join(holder: str, name: str) -> str:
+    return f"{holder}.{name}" if holder else name
 
 
-def _raw_weight(owner: nn.Module, node: fx.Node) -> fx.Node | None:
-    """Return the node that reads the Parameter which an applied weight is computed from, the largest."""
-    reads = [n for n in _origins(node) if n.op == "get_attr" and is_weight(parameter(owner, n))]
-    return max(reads, key=lambda n: parameter(owner, n).numel(), default=None)
-
-
-def _given_by_a_module(node: fx.Node) -> bool:
-    weight = applied_weight(node)
-    origins = {origin.op for origin in _origins(weight)} if weight is not None else set()
-    return "call_module" in origins and "placeholder" not in origins
-
-
-def _origins(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes that a node is computed from by functions alone: what is read, given, or called."""
-    origins, stack, seen = [], [node], {node}
-    while stack:
-        current = stack.pop()
-        if current.op not in ("call_function", "call_method"):
-            origins.append(current)
-            continue
-        fresh = [n for n in current.all_input_nodes if n not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return origins
+def _helped(module: nn.Module, failure: str) -> str:
+    """Return why a weight is left, with what helps."""
+    kind = plain_class(module)
+    if kind.__module__.startswith("torch.nn."):
+        return f"torch.nn.{kind.__name__} applies it inside one operation"
+    return f"{failure}; convert(model, example=(args, kwargs)) sees what a run applies"

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
-from pfa_convert.feedback.effective import apply_inside
 from pfa_convert.feedback.functional import convolution, linear, transposed_convolution
 from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.redirect import run_redirected
 from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.graph.parametrized import parametrized_weight, raw_weight
 
@@ -33,6 +33,11 @@ def stock_layer(module: nn.Module) -> type[nn.Module] | None:
         if isinstance(module, layer) and type(module).forward is layer.forward:
             return layer
     return None
+
+
+def inherited_layer(module: nn.Module) -> type[nn.Module] | None:
+    """Return the layer of PyTorch that a module's class extends with a forward of its own."""
+    return next((layer for layer in STOCK_FORWARDS if isinstance(module, layer)), None)
 
 
 def feedback_forward(layer: nn.Module) -> Callable[..., Any]:
@@ -116,8 +121,7 @@ def forward_with_redirection(self: Any, *args: Any, **kwargs: Any) -> Any:
         for feedback in holder.children()
         if isinstance(feedback, FeedbackWeight)
     ]
-    weights, feedbacks = [weight for weight, _ in pairs], [feedback for _, feedback in pairs]
-    return apply_inside(type(self).plain_class.forward, weights, feedbacks, self, *args, **kwargs)
+    return run_redirected(type(self).plain_class.forward, pairs, [], self, *args, **kwargs)
 
 
 STOCK_FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {

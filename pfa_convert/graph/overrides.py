@@ -60,6 +60,9 @@ def decide(
         first = shared.setdefault(model.get_parameter(site.weight), decision)
         if first.rule != decision.rule:
             decision = Decision(site, first.rule, f"shares the weight of {first.site.name}")
+        obstacle = decision.rule.obstacle(site.layout)
+        if obstacle is not None:
+            decision = Decision(site, make_rule("bp"), obstacle)
         decisions.append(replace(decision, rule=decision.rule.for_model(layouts)))
     for index, (matcher, _, where) in enumerate(chosen):
         if index not in used and not any(matcher(model, site) for site in sites):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from pfa_convert.feedback.effective import GivenFeedback, tap
+from pfa_convert.feedback.redirect import GivenFeedback, tap
 from pfa_convert.feedback.weight import FeedbackWeight
 
 

@@ -34,13 +34,26 @@ class SiteReport:
 
 
 @dataclass(frozen=True)
+class OtherUse:
+    """A Parameter of two or more dimensions that is no linear map's weight, and what it is used for."""
+
+    name: str
+    weight_shape: tuple[int, ...]
+    use: str
+
+
+@dataclass(frozen=True)
 class ConversionReport:
-    """What `convert` did: `sites` in the order of execution, and `skipped` with a reason each."""
+    """What `convert` did: `sites` in the order of execution, and `skipped` with a reason each.
+
+    `others` are the remaining Parameters of two or more dimensions, with what they are used for.
+    """
 
     sites: tuple[SiteReport, ...]
     skipped: tuple[Unconverted, ...] = ()
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+    others: tuple[OtherUse, ...] = ()
 
     @property
     def feedback_elements(self) -> int:
@@ -56,6 +69,7 @@ class ConversionReport:
         return {
             "sites": [asdict(site) for site in self.sites],
             "skipped": [asdict(skipped) for skipped in self.skipped],
+            "others": [asdict(other) for other in self.others],
             "counts": self.counts(),
             "feedback_elements": self.feedback_elements,
             "seed": self.seed,

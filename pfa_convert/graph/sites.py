@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from torch import nn
+
 from pfa_convert.feedback.layout import WeightLayout
 
 
@@ -73,3 +75,9 @@ def _holder_and_name(weight: str) -> tuple[str, str]:
         return parametrized[1], parametrized[2]
     holder, _, name = weight.rpartition(".")
     return holder, name
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that the user wrote, also after a rewrite."""
+    plain: type[nn.Module] = getattr(type(module), "plain_class", type(module))
+    return plain

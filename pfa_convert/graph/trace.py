@@ -2,23 +2,30 @@
 
 A model is traced module by module, from the root down, each with the arguments that its parent gives
 it. So a module that cannot be traced costs only itself: the modules inside it are traced all the same.
+What is traced is a throw-away stand-in, and the graph is only read: it says what is applied where.
 """
 
 from __future__ import annotations
 
 import inspect
+import linecache
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import CodeType, FunctionType
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import TraceError
+from torch.fx import _symbolic_trace as symbolic_trace
+from torch.fx.proxy import ParameterProxy, TraceError
 from torch.nn.parameter import UninitializedParameter
 
-from pfa_convert.feedback.functional import FEEDBACK_CALLS
+from pfa_convert.graph.sites import plain_class
+from pfa_convert.graph.standin import StandIn
 
 TENSOR = "<traced>"
 """Stands for an argument that is traced, in the place of one that is baked into the graph."""
@@ -28,63 +35,79 @@ BAKED_TYPES = (type(None), bool, int, float, str)
 
 @dataclass(frozen=True)
 class Call:
-    """How a module is called: in which mode, and with which value for each argument that has a default.
+    """How a module is called: which method, in which mode, and with which value for each argument.
 
     torch.fx cannot follow control flow that depends on a traced argument, such as `if mask is not None`;
     so an optional argument that is given as a plain value, or not at all, is baked into the graph.
+    `options` has an entry for each argument with a default, `more` is the number of `*args`.
     """
 
     training: bool
     options: tuple[Any, ...]
+    more: int = 0
+    method: str = "forward"
 
 
 @cache
-def parameters_of(forward: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
-    """Return the parameters of an unbound forward method, self aside."""
-    return tuple(inspect.signature(forward).parameters.values())[1:]
+def parameters_of(method: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """Return the parameters of an unbound method, self aside."""
+    return tuple(inspect.signature(method).parameters.values())[1:]
 
 
-def call_of(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Call, list[Any]]:
-    """Return how the module is called by these arguments, and the values of those that are traced."""
-    traced, options = [], []
-    for index, parameter in enumerate(parameters_of(plain_forward(module))):
-        given = index < len(args)
-        value = args[index] if given else kwargs.get(parameter.name, parameter.default)
-        baked = parameter.default is not inspect.Parameter.empty and isinstance(value, BAKED_TYPES)
-        if not baked:
-            traced.append(value)
+def method_of(module: nn.Module, name: str = "forward") -> Callable[..., Any]:
+    """Return a method of the class that the user wrote, also after a rewrite."""
+    method: Callable[..., Any] = getattr(plain_class(module), name)
+    return method
+
+
+def call_of(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], training: bool) -> Call:
+    """Return how a module's forward is called by these arguments."""
+    options: list[Any] = []
+    named = 0
+    for index, parameter in enumerate(parameters_of(method_of(module))):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        named += parameter.kind is not parameter.KEYWORD_ONLY
+        value = args[index] if index < len(args) else kwargs.get(parameter.name, parameter.default)
         if parameter.default is not inspect.Parameter.empty:
-            options.append(value if baked else TENSOR)
-    return Call(module.training, tuple(options)), traced
+            options.append(value if isinstance(value, BAKED_TYPES) else TENSOR)
+    return Call(training, tuple(options), max(0, len(args) - named))
 
 
-def plain_forward(module: nn.Module) -> Callable[..., Any]:
-    """Return the forward of the class that the user wrote, also after a rewrite."""
-    forward: Callable[..., Any] = getattr(type(module), "plain_class", type(module)).forward
-    return forward
+def call_with_everything(module: nn.Module, training: bool, method: str = "forward") -> Call:
+    """Return the call of a method that is given a tensor for each argument, optional ones too."""
+    parameters = parameters_of(method_of(module, method))
+    options = [TENSOR for p in parameters if p.default is not inspect.Parameter.empty]
+    return Call(training, tuple(options), _takes_more(parameters), method)
 
 
-def trace_forward(module: nn.Module, call: Call) -> fx.Graph:
-    """Return the graph of the module's own forward when it is called like that.
+def _takes_more(parameters: Sequence[inspect.Parameter]) -> int:
+    return int(any(p.kind is p.VAR_POSITIONAL for p in parameters))
 
-    Raises:
-        Untraceable: where the forward depends on values that are known only at run time.
+
+@dataclass(frozen=True)
+class Trace:
+    """The graph of a forward; up to where it could not be followed, if `failure` says why."""
+
+    graph: fx.Graph
+    failure: str | None = None
+
+
+def trace_method(stand_in: StandIn, module: nn.Module, call: Call) -> Trace:
+    """Return the graph of a module's own method when it is called like that.
+
+    Neither the module nor anything of PyTorch's is changed for a moment.
     """
-    parameters = parameters_of(plain_forward(module))
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        raise Untraceable("its forward takes any number of arguments")
-    was_training = module.training
-    module.training = call.training
+    tracer = _OwnForward(stand_in.renew(module), call)
+    tracing = stand_in.tracing
+    tracing.call, tracing.read = tracer.call_child, tracer.read
     try:
-        return _OwnForward(parameters, call).trace(module)
+        tracer.run(method_of(module, call.method))
     except Exception as error:
-        raise Untraceable(_reason(error)) from error
+        return Trace(tracer.graph, _reason(error))
     finally:
-        module.training = was_training
-
-
-class Untraceable(Exception):
-    """A forward that torch.fx cannot follow; the message says why."""
+        tracing.call = tracing.read = None
+    return Trace(tracer.graph)
 
 
 class _OwnForward(fx.Tracer):
@@ -92,102 +115,115 @@ class _OwnForward(fx.Tracer):
 
     trace_asserts = True
 
-    def __init__(self, parameters: tuple[inspect.Parameter, ...], call: Call) -> None:
-        from timm.layers import conv2d_same
-
+    def __init__(self, root: nn.Module, call: Call) -> None:
         super().__init__(autowrap_functions=_leaf_functions(), param_shapes_constant=True)
-        self._autowrap_search.append(sys.modules[conv2d_same.__module__])  # it pads, and is called by others
-        self._parameters = parameters
+        self.root = root
+        self.graph = fx.Graph()
+        self.tensor_attrs: dict[Any, str] = {}
         self._call = call
+        root.training = call.training
+        modules = dict(root.named_modules(remove_duplicate=False))
+        self._modules_by_id = {id(module): name for name, module in reversed(list(modules.items()))}
+        named = [*root.named_buffers(remove_duplicate=False), *root.named_parameters(remove_duplicate=False)]
+        self._tensors_by_id = {id(tensor): name for name, tensor in reversed(named)}
+        self._read: dict[str, fx.Proxy] = {}
 
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[[], Any], list[Any]]:
-        """Make a placeholder for each traced argument, and give the others their values."""
+    def run(self, method: Callable[..., Any]) -> None:
+        """Trace one call of a method."""
+        with symbolic_trace._new_patcher() as patcher:
+            # Functions that a user or timm keeps out of tracing become nodes, where they are given a proxy.
+            symbolic_trace._patch_wrapped_functions(patcher)
+            searched = [getattr(inspect.unwrap(method), "__globals__", {}), *_searched()]
+            for namespace in searched:
+                symbolic_trace._autowrap_check(patcher, namespace, self._autowrap_function_ids)
+            args, kwargs = self._arguments(parameters_of(method))
+            result = method(self.root, *args, **kwargs)
+        self.create_node("output", "output", (self.create_arg(result),), {})
+
+    def _arguments(self, parameters: tuple[inspect.Parameter, ...]) -> tuple[list[Any], dict[str, Any]]:
+        """Return a placeholder for each traced argument, and the values of the others."""
         options = iter(self._call.options)
-        positional: list[Any] = [self.root]
-        keyword: dict[str, Any] = {}
-        for parameter in self._parameters:
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for parameter in parameters:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                more = self._call.more or not args
+                args += [self.create_proxy("placeholder", f"more_{n}", (), {}) for n in range(more)]
+                continue
+            if parameter.kind is parameter.VAR_KEYWORD:
+                continue
             value = TENSOR if parameter.default is inspect.Parameter.empty else next(options)
             if value is TENSOR:
                 value = self.create_proxy("placeholder", parameter.name, (), {})
             if parameter.kind is parameter.KEYWORD_ONLY:
-                keyword[parameter.name] = value
+                kwargs[parameter.name] = value
             else:
-                positional.append(value)
-        forward = plain_forward(self.root)
-        return lambda: forward(*positional, **keyword), []
+                args.append(value)
+        return args, kwargs
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+    def call_child(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the node of a call of a module."""
+        if id(module) not in self._modules_by_id:
+            raise TraceError(f"it calls a {type(module).__name__} that is none of its children")
+        return self.create_proxy("call_module", self._modules_by_id[id(module)], args, kwargs)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Read buffers at run time too: one that is baked in would not follow the model to a device."""
-        if isinstance(attr_val, Tensor) and not isinstance(attr_val, nn.Parameter):
-            for name, buffer in self.root.named_buffers():
-                if buffer is attr_val:
-                    if name not in parameter_proxy_cache:
-                        parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-                    return parameter_proxy_cache[name]
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+    def read(self, module: nn.Module, name: str, value: Tensor) -> Any:
+        """Return the node that reads a Parameter or a buffer."""
+        path = self._tensors_by_id.get(id(value))
+        if path is None:
+            return value
+        if path not in self._read:
+            factory = None
+            if isinstance(value, nn.Parameter) and not isinstance(value, UninitializedParameter):
+
+                def factory(node: fx.Node) -> fx.Proxy:
+                    return ParameterProxy(self, node, path, value)
+
+            self._read[path] = self.create_proxy("get_attr", path, (), {}, proxy_factory_fn=factory)
+        return self._read[path]
+
+    def create_arg(self, a: Any) -> Any:
+        """Return a node for a tensor or a module of the root, whichever way it was come by."""
+        if isinstance(a, Tensor) and id(a) in self._tensors_by_id:
+            return self.create_node("get_attr", self._tensors_by_id[id(a)], (), {})
+        if isinstance(a, nn.Module) and id(a) in self._modules_by_id:
+            return self.create_node("get_attr", self._modules_by_id[id(a)], (), {})
+        return super().create_arg(a)
+
+
+def _searched() -> Iterator[dict[str, Any]]:
+    """Yield the namespaces of functions that others call, in which those that pad are kept out of tracing."""
+    from timm.layers import conv2d_same
+
+    yield sys.modules[conv2d_same.__module__].__dict__
 
 
 @cache
 def _leaf_functions() -> tuple[Callable[..., Any], ...]:
-    """Return the functions that timm keeps out of tracing, and those that compute paddings from shapes."""
+    """Return the functions that timm keeps out of tracing, and those that look at shapes."""
     from timm.layers import get_notrace_functions
     from timm.layers.padding import pad_same
+    from torchvision.ops import deform_conv2d
 
-    return (*(f for f in get_notrace_functions() if callable(f)), pad_same)
-
-
-def may_apply_weights(module: nn.Module) -> bool:
-    """Say whether the code of the module's class, or a function that it calls, could apply a weight.
-
-    PyTorch's own code could: its recurrent layers apply theirs out of Python's sight.
-    """
-    if plain_forward(module).__module__.startswith("torch."):
-        return True
-    classes = [c for c in type(module).__mro__ if not c.__module__.startswith("torch.")]
-    members = [inspect.unwrap(m) for c in classes for m in vars(c).values() if callable(m)]
-    return any(_applies_weights(member) for member in members if isinstance(member, FunctionType))
-
-
-@cache
-def _applies_weights(function: FunctionType) -> bool:
-    """Follow the names in a function's code, and in the functions of other modules that it names."""
-    seen, stack = {function}, [function]
-    while stack:
-        current = stack.pop()
-        for name in _names(current.__code__):
-            if name in _WEIGHT_FUNCTIONS:
-                return True
-            named = current.__globals__.get(name)
-            if not isinstance(named, FunctionType) or named.__module__.startswith("torch."):
-                continue
-            if named not in seen:
-                seen.add(named)
-                stack.append(named)
-    return False
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-_WEIGHT_FUNCTIONS = frozenset(getattr(call, "__name__", "") for call in FEEDBACK_CALLS) | {
-    "multi_head_attention_forward"
-}
+    return (*(f for f in get_notrace_functions() if callable(f)), pad_same, deform_conv2d)
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, TraceError):
-        return "its forward depends on the values or shapes of its input"
-    text = " ".join(str(error).split())
-    return f"torch.fx: {type(error).__name__}: {text[:120]}"
+    """Say why a forward cannot be followed, and where: the innermost line of the user's own code."""
+    if isinstance(error, TraceError) and "none of its children" not in str(error):
+        reason = "its forward depends on the values or shapes of its input"
+    elif isinstance(error, TraceError):
+        reason = str(error)
+    else:
+        reason = f"torch.fx: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith(own)]
+    if not users:
+        return reason
+    last = users[-1]
+    line = (last.line or linecache.getline(last.filename, last.lineno or 0)).strip()
+    return f"{reason} ({Path(last.filename).name}:{last.lineno}: {line[:80]})"
 
 
 def is_weight(tensor: Any) -> bool:
@@ -195,3 +231,8 @@ def is_weight(tensor: Any) -> bool:
     if isinstance(tensor, UninitializedParameter):
         return True
     return isinstance(tensor, nn.Parameter) and tensor.dim() >= 2
+
+
+def is_plain_function(call: Any) -> bool:
+    """Say whether a call is of a Python function that is not PyTorch's."""
+    return isinstance(call, FunctionType) and not call.__module__.startswith("torch.")

@@ -6,12 +6,13 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from pfa_convert.errors import UserError
 from pfa_convert.models.resolve import DEFAULT_INPUT_SIZE, SOURCES, images
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class FactoryModels:
@@ -25,6 +26,8 @@ class FactoryModels:
 
     def build(self, name: str, num_classes: int | None, **options: Any) -> nn.Module:
         """Import and call the factory; raises UserError if that is not possible."""
+        from torch import nn
+
         module_name, _, attribute = name.partition(":")
         module = _import(module_name, name)
         factory = getattr(module, attribute, None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pfa_convert.errors import UserError
 from pfa_convert.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 DEFAULT_INPUT_SIZE = (3, 224, 224)
 
@@ -110,6 +110,8 @@ def example(name: str, size: int | None = None) -> tuple[Any, ...]:
 
 def images(shape: Sequence[int], size: int | None) -> Tensor:
     """Return a batch of two random images between 0 and 1, the last two dimensions of the size given."""
+    import torch
+
     spatial = shape if size is None else (*shape[:-2], size, size)
     return torch.rand(2, *spatial, generator=torch.Generator().manual_seed(0))
 

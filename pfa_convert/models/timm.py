@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from pfa_convert.models.cached_names import cached_names
 from pfa_convert.models.resolve import DEFAULT_INPUT_SIZE, SOURCES, images
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class TimmModels:
@@ -18,7 +19,7 @@ class TimmModels:
 
     def names(self) -> Sequence[str]:
         """Return the names in timm's registry."""
-        return _names()
+        return cached_names("timm", _names)
 
     def build(self, name: str, num_classes: int | None, **options: Any) -> nn.Module:
         """Return the model with random weights."""
@@ -40,11 +41,10 @@ class TimmModels:
         return (images(self.input_size(name), size),)
 
 
-@cache
-def _names() -> tuple[str, ...]:
+def _names() -> Sequence[str]:
     import timm
 
-    return tuple(timm.list_models())
+    return timm.list_models()
 
 
 SOURCES.register("timm")(TimmModels())

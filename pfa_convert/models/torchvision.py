@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
+from pfa_convert.models.cached_names import cached_names
 from pfa_convert.models.resolve import DEFAULT_INPUT_SIZE, SOURCES, images
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class TorchvisionModels:
@@ -20,7 +20,7 @@ class TorchvisionModels:
 
     def names(self) -> Sequence[str]:
         """Return the names in torchvision's registry."""
-        return _names()
+        return cached_names("torchvision", _names)
 
     def build(self, name: str, num_classes: int | None, **options: Any) -> nn.Module:
         """Return the model with random weights, its backbone's included."""
@@ -59,6 +59,8 @@ class TorchvisionModels:
 
 def _target(size: int) -> dict[str, Tensor]:
     """Return one object in the middle of an image: its box, mask and 17 keypoints."""
+    import torch
+
     low, high = 0.25 * size, 0.75 * size
     mask = torch.zeros(1, size, size, dtype=torch.uint8)
     mask[:, int(low) : int(high), int(low) : int(high)] = 1
@@ -70,11 +72,10 @@ def _target(size: int) -> dict[str, Tensor]:
     }
 
 
-@cache
-def _names() -> tuple[str, ...]:
+def _names() -> Sequence[str]:
     from torchvision.models import list_models
 
-    return tuple(list_models())
+    return list_models()
 
 
 SOURCES.register("torchvision")(TorchvisionModels())

@@ -1,4 +1,4 @@
-"""Tables and progress in the terminal."""
+"""Tables in the terminal of what was done: a conversion, a run, a benchmark, an inspection."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pfa_convert.graph.report import ConversionReport, SiteReport
-from pfa_convert.inspection import SiteInspection
-from pfa_convert.recipe import Recipe
-from pfa_convert.training.bench import Measurement, Settings
-from pfa_convert.training.loop import RunResult
-from pfa_convert.training.watcher import Watcher
-from pfa_convert.zoo.sweep import Line
+if TYPE_CHECKING:
+    from pfa_convert.graph.report import ConversionReport, SiteReport
+    from pfa_convert.inspection import SiteInspection
+    from pfa_convert.recipe import Recipe
+    from pfa_convert.training.bench import Measurement, Settings
+    from pfa_convert.training.loop import RunResult
+    from pfa_convert.zoo.sweep import Line
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -71,54 +69,6 @@ def print_conversion(console: Console, summary: dict[str, Any], report: Conversi
         console.print(f"forward check in training and evaluation mode: {verdict}")
 
 
-class ProgressWatcher(Watcher):
-    """Draws a progress bar with the last epoch's figures."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            console=console,
-            refresh_per_second=4,
-        )
-
-    def start(self, recipe: Recipe, seed: int, steps: int) -> None:
-        """Begin the bar; one step is one image."""
-        self._epochs = recipe.train.epochs
-        self._task = self._progress.add_task(f"{recipe.name} seed {seed}", total=steps, speed="")
-        self._progress.start()
-
-    def note(self, text: str) -> None:
-        """Print the line."""
-        self._progress.console.print(text, markup=False)
-
-    def step(self, images: int) -> None:
-        """Move the bar."""
-        self._progress.advance(self._task, images)
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Show the epoch's figures, in a line of its own."""
-        accuracy = next(
-            value for key, value in record.items() if key.endswith(("test_top1", "validation_top1"))
-        )
-        speed = f"{record['images_per_second']:,.0f} images/s"
-        aligned = ""
-        if "angle_deg" in record:
-            aligned = f"angle {record['angle_deg']:.1f} deg  ratio {record['norm_ratio']:.3f}  "
-        self._progress.update(self._task, speed=speed)
-        self._progress.console.print(
-            f"epoch {record['epoch']:>3}/{self._epochs}  loss {record['train_loss']:.4f}  "
-            f"top-1 {accuracy:.2f} %  {aligned}{speed}"
-        )
-
-    def stop(self) -> None:
-        """End the bar."""
-        self._progress.stop()
-
-
 def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
     """Print a run's summary beside the published number, if the recipe has one."""
     console.print(
@@ -136,6 +86,8 @@ def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
 
 def print_benchmark(console: Console, settings: Settings, measurements: list[Measurement]) -> None:
     """Print each variant's cost over backpropagation's."""
+    import torch
+
     size = f", {settings.image_size} px" if settings.image_size else ""
     size += f", width {settings.width}" if settings.width else ""
     threads = f"{torch.get_num_threads()} threads" if settings.device == "cpu" else settings.device

@@ -46,6 +46,10 @@ class Rule(BaseModel):
         """Return the rule with what it must know of the whole model: `layouts` of the sites, in order."""
         return self
 
+    def obstacle(self, layout: WeightLayout) -> str | None:
+        """Say why the rule has no meaning for a weight of this layout; None where it has one."""
+        return None
+
     def pathway(self, layout: WeightLayout) -> Pathway | None:
         """Return the pathway for a weight of this layout; None leaves the plain operation alone."""
         raise NotImplementedError

@@ -38,6 +38,10 @@ class DirectFeedbackAlignment(SparseRule):
         outputs = layouts[-1].outputs if self.outputs is None else self.outputs
         return self.model_copy(update={"outputs": outputs})
 
+    def obstacle(self, layout: WeightLayout) -> str | None:
+        """Say that direct feedback needs a row or a position for each example."""
+        return None if layout.takes_rows else "dfa has no meaning without rows of examples"
+
     def pathway(self, layout: WeightLayout) -> DirectPathway:
         """Return the pathway from the output."""
         return DirectPathway(self._direct(layout))

@@ -15,16 +15,8 @@ import torch
 
 from pfa_convert.errors import UserError
 from pfa_convert.recipe import load_recipe
-from pfa_convert.recipe_files import RecipeFile, find_recipe
+from pfa_convert.recipe_files import TABLES, RecipeFile, find_recipe
 from pfa_convert.training.run_folder import RunFolder
-
-TABLES = {
-    "mnist": "mnist-mlp",
-    "sparse": "mnist-sparse",
-    "cifar10": "cifar10-resnet20",
-    "imagenet": "imagenet-resnet18",
-}
-"""The paper's tables, by the recipe file that each is."""
 
 
 @dataclass(frozen=True)

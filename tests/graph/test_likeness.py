@@ -93,7 +93,14 @@ class ChildsComputedWeight(nn.Module):
         return functional.linear(x, self.inner.weight)
 
 
-def test_a_weight_that_another_module_computes_is_reported():
-    report = convert(ChildsComputedWeight(), "fa").conversion
-    assert not report.sites
-    assert [left.reason for left in report.skipped] == ["applies a weight that another module computes"]
+def test_a_weight_that_a_childs_parametrization_computes_sends_its_error_through_the_same_computation():
+    plain = ChildsComputedWeight().double()
+    model = convert(plain, "fa")
+    (site,) = model.conversion.sites
+    assert (site.name, site.kind) == ("inner", "linear()")
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(model(x), plain(x))
+    model(x).sum().backward()
+    F0, norms = model.inner.feedback_of_weight.F0, model.inner.parametrizations.weight.original0
+    F = norms * F0 / F0.norm(dim=1, keepdim=True)
+    assert relative_error(x.grad, torch.ones(3, 4).double() @ F) <= EXACT

@@ -13,8 +13,8 @@ from pfa_convert import UserError, load_recipe
 from pfa_convert.recipe_files import packaged_recipes
 from pfa_convert.reporting.page import write_report
 from pfa_convert.reporting.result_figures import alignment_figure
+from pfa_convert.reporting.result_tables import print_results
 from pfa_convert.reporting.results import Variant, paper, read_runs, rows
-from pfa_convert.reporting.tables import print_results
 
 FINALS = {"bp": [98.3, 98.4, 98.5], "pfa": [98.30, 98.41, 98.34], "fa": [97.0, 97.2]}
 

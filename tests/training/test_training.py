@@ -18,7 +18,7 @@ from pfa_convert.data import load_data
 from pfa_convert.data.base import DeviceSplit, Normalisation, Share
 from pfa_convert.feedback.weight import feedback_weights
 from pfa_convert.recipe import ScheduleSection
-from pfa_convert.reporting.console import ProgressWatcher
+from pfa_convert.reporting.run_progress import ProgressWatcher
 from pfa_convert.rules import RULES
 from pfa_convert.seeds import derived_seed
 from pfa_convert.training.schedules import factor

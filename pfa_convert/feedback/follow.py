@@ -1,0 +1,395 @@
+"""Following learned weights through a module's own forward, call by call.
+
+While the user's forward runs, a TorchFunctionMode sees every function of PyTorch's that it calls. It notes
+which tensors are computed from weights alone (`W.t()`, `W[:4]`, `W - W.mean()`, a table's rows), and which
+are constants. A product of such a tensor with anything else applies the weight.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from pfa_convert.feedback.attention import attention_of_plain_calls
+from pfa_convert.feedback.products import Product, Slot, at, product_of
+
+Replace = Callable[[Any], Any]
+
+
+class Learned:
+    """A tensor that is a Parameter, or computed from Parameters.
+
+    `mixed` says that activations took part (a mixture of expert weights): then it is a weight only for a
+    function that has it in a weight's place. `axes` are a Parameter's dimensions in the tensor's order,
+    None where that cannot be said. `direct` is the feedback state of a weight whose error does not come
+    along `F` of its shape, but from the model's output.
+    """
+
+    def __init__(
+        self,
+        tensor: Tensor,
+        sources: tuple[str, ...],
+        axes: tuple[int, ...] | None,
+        mixed: bool = False,
+        recompute: Callable[[], Any] | None = None,
+        direct: Any = None,
+    ) -> None:
+        self.tensor = tensor
+        self.sources = sources
+        self.axes = axes
+        self.mixed = mixed
+        self.direct = direct
+        self._recompute = recompute
+        self._feedback: Tensor | None = None
+
+    def feedback(self) -> Tensor:
+        """Return the same function of the feedback weights, computed once."""
+        if self._feedback is None:
+            assert self._recompute is not None
+            with torch.no_grad():
+                computed = self._recompute()
+            self._feedback = computed.detach() if isinstance(computed, Tensor) else computed
+        return self._feedback
+
+
+class FollowWeights(TorchFunctionMode):
+    """Sees a forward's calls; a subclass says what becomes of one that applies a weight.
+
+    Args:
+        weights: the Learned of each Parameter to follow.
+        constants: tensors that are neither weights nor activations, such as buffers.
+    """
+
+    def __init__(self, weights: Sequence[Learned], constants: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._learned = list(weights)
+        self._constants = list(constants)
+
+    def applied(
+        self,
+        function: Any,
+        product: Product,
+        slots: list[Slot],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Return the result of a call that multiplies what stands in `slots`, learned, with activations."""
+        raise NotImplementedError
+
+    def given(self, learned: Learned) -> Tensor:
+        """Return what a weight is replaced by where others are computed from it."""
+        return learned.tensor
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            return self.without_gradients(func, args, kwargs)
+        if func is functional.multi_head_attention_forward:
+            with self:
+                return attention_of_plain_calls(*args, **kwargs)
+        tensors = list(tensors_of(args, kwargs))
+        learned = [found for found in map(self.find, tensors) if found is not None]
+        if not learned:
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor) and all(self.is_constant(tensor) for tensor in tensors):
+                self.remember_constant(result)
+            return result
+        product = product_of(func)
+        if product is not None:
+            slots, multiplied = self._multiplied(product, args, kwargs)
+            if slots and multiplied:
+                result = self.applied(func, product, slots, args, kwargs)
+                self._note(func, args, kwargs, result, learned, mixed=True)
+                return result
+        return self._computed(func, product, args, kwargs, tensors, learned)
+
+    def without_gradients(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the result of a call for which no gradient is recorded."""
+        return func(*args, **kwargs)
+
+    def find(self, tensor: Any) -> Learned | None:
+        """Return what is known of a tensor that is learned."""
+        for learned in self._learned:
+            if learned.tensor is tensor:
+                return learned
+        return None
+
+    def remember(self, learned: Learned) -> None:
+        """Note a tensor that is computed from weights."""
+        self._learned.append(learned)
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is neither learned by feedback nor an activation."""
+        if isinstance(tensor, nn.Parameter):
+            return True
+        return any(constant is tensor for constant in self._constants)
+
+    def remember_constant(self, tensor: Tensor) -> None:
+        """Note a tensor that is computed from constants."""
+        self._constants.append(tensor)
+
+    def used_otherwise(self, function: Any, learned: Sequence[Learned]) -> None:
+        """Be told that a call, which is no product, combines weights with activations."""
+
+    def _multiplied(
+        self, product: Product, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[Slot], bool]:
+        """Return the slots of the weights among a product's operands, and whether anything else is there."""
+        slots, others = [], False
+        for index, slot in enumerate(product.slots(args, kwargs)):
+            operand = at(slot, args, kwargs)
+            learned = self.find(operand)
+            if learned is not None and (not learned.mixed or index == product.weight):
+                slots.append(slot)
+            elif isinstance(operand, Tensor) and (learned is not None or not self.is_constant(operand)):
+                others = True
+        return slots, others
+
+    def _computed(
+        self,
+        func: Any,
+        product: Product | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+        learned: list[Learned],
+    ) -> Any:
+        """Return the result of a call that applies no weight, and note what it computed from weights."""
+        args, kwargs = replaced(args, kwargs, self._given)
+        result = func(*args, **kwargs)
+        unknown = any(self.find(t) is None and not self.is_constant(t) for t in tensors)
+        mixed = any(one.mixed for one in learned)
+        if unknown or mixed:
+            self.used_otherwise(func, [one for one in learned if not one.mixed])
+        if unknown and product is None:
+            # Elementwise, a weight stays one: `W * mask`. Looked up or spread over a batch, it does not.
+            if is_lookup(func) or not _same_shape(result, learned):
+                return result
+        elif mixed and not keeps_mixtures(func):
+            return result
+        self._note(func, args, kwargs, result, learned, mixed)
+        return result
+
+    def _note(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+        learned: list[Learned],
+        mixed: bool,
+    ) -> None:
+        """Note that a result is computed from weights, with the way to compute it from feedback weights."""
+        several = isinstance(result, list | tuple)
+        sources = tuple(dict.fromkeys(source for one in learned for source in one.sources))
+
+        def feedback_of(operand: Any) -> Any:
+            found = self.find(operand)
+            return operand if found is None else found.feedback()
+
+        def recompute() -> Any:
+            return func(*replaced(args, kwargs, feedback_of)[0], **replaced(args, kwargs, feedback_of)[1])
+
+        shared = Learned(torch.empty(0), sources, None, mixed, recompute) if several else None
+        for index, tensor in enumerate(result if several else (result,)):
+            if isinstance(tensor, Tensor) and self.find(tensor) is None:
+                axes = None if mixed else _axes(func, args, kwargs, learned[0], tensor)
+                part = recompute if shared is None else _part(shared, index)
+                self.remember(Learned(tensor, sources, axes, mixed, part, learned[0].direct))
+
+    def _given(self, operand: Any) -> Any:
+        found = self.find(operand)
+        return operand if found is None else self.given(found)
+
+
+def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors of a call, and those in its lists."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                if isinstance(entry, Tensor):
+                    yield entry
+
+
+def replaced(
+    args: Sequence[Any], kwargs: dict[str, Any], replace: Replace
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a call's arguments with each tensor, also in lists, replaced."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return replace(value)
+        if isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
+            return type(value)(replace(entry) if isinstance(entry, Tensor) else entry for entry in value)
+        return value
+
+    return tuple(of(value) for value in args), {key: of(value) for key, value in kwargs.items()}
+
+
+def _part(shared: Learned, index: int) -> Callable[[], Any]:
+    return lambda: shared.feedback()[index]
+
+
+def _same_shape(result: Any, learned: Sequence[Learned]) -> bool:
+    return isinstance(result, Tensor) and any(one.tensor.shape == result.shape for one in learned)
+
+
+def is_lookup(func: Any) -> bool:
+    """Say whether a function takes rows of a table."""
+    return plain_name(func) in _LOOKUPS
+
+
+def is_elementwise(func: Any) -> bool:
+    """Say whether a function computes each element from those at the same place."""
+    return plain_name(func) in _ELEMENTWISE
+
+
+def keeps_mixtures(func: Any) -> bool:
+    """Say whether what a function makes of a mixture of weights is still one."""
+    return plain_name(func) in _SHAPING or is_elementwise(func)
+
+
+def _axes(
+    func: Any, args: Sequence[Any], kwargs: dict[str, Any], learned: Learned, result: Tensor
+) -> tuple[int, ...] | None:
+    """Return a Parameter's dimensions in the order in which a result computed from it has them."""
+    return axes_after(plain_name(func), args[1:], kwargs, learned.axes, result.dim())
+
+
+def axes_after(
+    name: str,
+    arguments: Sequence[Any],
+    kwargs: dict[str, Any],
+    axes: tuple[int, ...] | None,
+    dimensions: int | None = None,
+) -> tuple[int, ...] | None:
+    """Return the order of dimensions after a function, from that before; None where it cannot be said."""
+    if axes is None:
+        return None
+    size = len(axes)
+    if name in ("t", "T", "mT", "H", "mH", "adjoint") and size == 2:
+        return axes[::-1]
+    if name in ("mT", "mH", "adjoint"):
+        return (*axes[:-2], axes[-1], axes[-2])
+    if name in ("transpose", "swapaxes", "swapdims"):
+        first, second = [*arguments, *kwargs.values()][:2]
+        if not isinstance(first, int) or not isinstance(second, int):
+            return None
+        swapped = list(axes)
+        swapped[first], swapped[second] = swapped[second], swapped[first]
+        return tuple(swapped)
+    if name == "permute":
+        order = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else arguments
+        known = len(order) == size and all(isinstance(d, int) for d in order)
+        return tuple(axes[d] for d in order) if known else None
+    if name in _RESHAPING or (dimensions is not None and dimensions != size):
+        return None
+    return axes
+
+
+def plain_name(func: Any) -> str:
+    """Return the name of a function of PyTorch's, or of a tensor's property, without underscores."""
+    return _NAMES.get(func, "")
+
+
+_RESHAPING = frozenset(
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "repeat",
+        "reshape_as",
+        "view_as",
+        "movedim",
+        "moveaxis",
+        "stack",
+        "einsum",
+        "matmul",
+        "mm",
+        "bmm",
+    ]
+)
+_SHAPING = _RESHAPING | frozenset(
+    [
+        "t",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "adjoint",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "permute",
+        "contiguous",
+        "getitem",
+        "split",
+        "chunk",
+        "unbind",
+        "to",
+        "type_as",
+        "float",
+        "half",
+        "bfloat16",
+        "double",
+        "narrow",
+        "select",
+        "clone",
+        "cat",
+    ]
+)
+_ELEMENTWISE = frozenset(
+    [
+        "mul",
+        "rmul",
+        "imul",
+        "div",
+        "truediv",
+        "itruediv",
+        "add",
+        "radd",
+        "iadd",
+        "sub",
+        "rsub",
+        "isub",
+        "neg",
+        "where",
+        "masked_fill",
+        "dropout",
+    ]
+)
+_LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", "take_along_dim", "index"])
+
+
+def _names() -> dict[Any, str]:
+    """Return the names of the functions that are told apart; a compiler knows functions, not names."""
+    names: dict[Any, str] = {}
+    for name in _SHAPING | _ELEMENTWISE | _LOOKUPS | _PROPERTIES:
+        for home in (torch, functional, operator, Tensor):
+            for spelled in (name, f"__{name}__", f"{name}_"):
+                found = getattr(home, spelled, None)
+                if not callable(found):
+                    found = getattr(found, "__get__", None)
+                if found is not None:
+                    names[found] = name
+    return names
+
+
+_PROPERTIES = frozenset(
+    ["T", "mT", "H", "mH", "data", "real", "shape", "dtype", "device", "ndim", "requires_grad"]
+)
+_NAMES = _names()

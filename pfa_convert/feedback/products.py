@@ -1,0 +1,252 @@
+"""PyTorch's functions that are linear in a learned operand: which operands they multiply, and how.
+
+One table serves the search for sites in a graph and the redirection of calls at run time. What is not in
+it, such as an elementwise product, is no linear map from one set of neurons to another.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pfa_convert.feedback.layout import WeightLayout, product_layout
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What the dimensions of an operand are: summed over with another operand, or repeated (`batch`)."""
+
+    inputs: tuple[int, ...]
+    batch: tuple[int, ...] = ()
+
+
+Slot = tuple[Any, ...]
+"""Where an operand stands in a call: `(position,)`, `(keyword,)`, or a list's slot and the index in it."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A function of PyTorch's that multiplies operands.
+
+    Args:
+        name: what it is called in a report.
+        operands: position and keyword of each operand.
+        roles: the roles of the dimensions of operand number `index` with `dimensions` of them, from the
+            call's arguments; None for a weight whose first dimension is that of the outputs.
+        weight: the number of the operand that is a weight by its name, as in `linear` and `convNd`.
+    """
+
+    name: str
+    operands: tuple[tuple[int, str], ...]
+    roles: Callable[[int, int, Sequence[Any], dict[str, Any]], Roles | None]
+    weight: int | None = None
+
+    def slots(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Slot]:
+        """Return where the operands of a call stand; fewer if some were not given."""
+        if self.name == "einsum":
+            if len(args) == 2 and isinstance(args[1], list | tuple):
+                return [(1, index) for index in range(len(args[1]))]
+            return [(index,) for index in range(1, len(args))]
+        slots: list[Slot] = []
+        for position, keyword in self.operands:
+            if position < len(args):
+                slots.append((position,))
+            elif keyword in kwargs:
+                slots.append((keyword,))
+        return slots
+
+
+def at(slot: Slot, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Return what a call has in a slot."""
+    first, *rest = slot
+    value = kwargs[first] if isinstance(first, str) else args[first]
+    return value[rest[0]] if rest else value
+
+
+def argument(args: Sequence[Any], kwargs: dict[str, Any], position: int, keyword: str, default: Any) -> Any:
+    """Return an argument of a call, however it was given."""
+    if position < len(args):
+        return args[position]
+    return kwargs.get(keyword, default)
+
+
+def _of_weight(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    return None
+
+
+def _of_matmul(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
+    """`(*batch, N_in, N_out)` on the right, `(*batch, N_out, N_in)` on the left, `(N_in,)` on either side."""
+    if dimensions == 1:
+        return Roles((0,))
+    summed = dimensions - 1 if index == 0 else dimensions - 2
+    return Roles((summed,), tuple(range(dimensions - 2)))
+
+
+def _of_reversed_matmul(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
+    return _of_matmul(1 - index, dimensions, args, kwargs)
+
+
+def _of_einsum(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles | None:
+    if not isinstance(args[0], str):
+        return None
+    left, arrow, right = args[0].replace(" ", "").partition("->")
+    operands = left.split(",")
+    mine = operands[index]
+    if "..." in mine:
+        before, _, after = mine.partition("...")
+        ellipsis = [f"...{n}" for n in range(dimensions - len(before) - len(after))]
+        labels = [*before, *ellipsis, *after]
+    else:
+        labels = list(mine)
+    others = set("".join(operands[:index] + operands[index + 1 :]))
+    shown = set(right) if arrow else {label for label in left if left.count(label) == 1}
+    inputs = tuple(d for d, label in enumerate(labels) if label not in shown and label[0] != ".")
+    batch = tuple(
+        d for d, label in enumerate(labels) if label[0] == "." or (label in shown and label in others)
+    )
+    return Roles(inputs, batch)
+
+
+def _of_tensordot(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
+    dims = argument(args, kwargs, 2, "dims", 2)
+    if isinstance(dims, int):
+        summed = list(range(dimensions - dims, dimensions) if index == 0 else range(dims))
+    else:
+        summed = [d % dimensions for d in dims[index]]
+    return Roles(tuple(summed))
+
+
+def _product(
+    name: str, *operands: tuple[int, str], roles: Any = _of_weight, weight: int | None = None
+) -> Product:
+    return Product(name, operands, roles, weight)
+
+
+_LINEAR = _product("linear", (0, "input"), (1, "weight"), weight=1)
+_MATMUL = _product("matmul", (0, "input"), (1, "other"), roles=_of_matmul)
+_RMATMUL = _product("matmul", (0, "input"), (1, "other"), roles=_of_reversed_matmul)
+_MM = {
+    name: _product(name, (0, "input"), (1, "mat2" if name != "mv" else "vec"), roles=_of_matmul)
+    for name in ("mm", "bmm", "mv")
+}
+_ADDED = {
+    name: _product(name, (1, first), (2, second), roles=_of_matmul)
+    for name, first, second in (
+        ("addmm", "mat1", "mat2"),
+        ("addmv", "mat", "vec"),
+        ("baddbmm", "batch1", "batch2"),
+        ("addbmm", "batch1", "batch2"),
+    )
+}
+_EINSUM = _product("einsum", roles=_of_einsum)
+_TENSORDOT = _product("tensordot", (0, "a"), (1, "b"), roles=_of_tensordot)
+_CONVOLUTIONS = {
+    name: _product(name, (0, "input"), (1, "weight"), weight=1)
+    for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+}
+_CONVOLUTION = _product("convolution", (0, "input"), (1, "weight"), weight=1)
+_BILINEAR = _product("bilinear", (0, "input1"), (1, "input2"), (2, "weight"), weight=2)
+
+
+def _table() -> dict[Any, Product]:
+    aten = torch.ops.aten
+    table: dict[Any, Product] = {
+        functional.linear: _LINEAR,
+        functional.bilinear: _BILINEAR,
+        torch.bilinear: _BILINEAR,
+        torch.convolution: _CONVOLUTION,
+        torch._convolution: _CONVOLUTION,
+        aten.convolution: _CONVOLUTION,
+        aten.convolution.default: _CONVOLUTION,
+        aten.linear: _LINEAR,
+        aten.linear.default: _LINEAR,
+        torch.einsum: _EINSUM,
+        aten.einsum: _EINSUM,
+        torch.tensordot: _TENSORDOT,
+        operator.matmul: _MATMUL,
+        torch.linalg.matmul: _MATMUL,
+        Tensor.__matmul__: _MATMUL,
+        Tensor.__rmatmul__: _RMATMUL,
+        torch.dot: _product("dot", (0, "input"), (1, "tensor"), roles=_of_matmul),
+        Tensor.dot: _product("dot", (0, "input"), (1, "tensor"), roles=_of_matmul),
+        torch.inner: _product("inner", (0, "input"), (1, "other"), roles=_of_inner),
+        Tensor.inner: _product("inner", (0, "input"), (1, "other"), roles=_of_inner),
+    }
+    for name, product in (_MM | _ADDED | {"matmul": _MATMUL}).items():
+        packet = getattr(aten, name)
+        for call in (getattr(torch, name), getattr(Tensor, name), packet, packet.default):
+            table[call] = product
+    for name, product in _CONVOLUTIONS.items():
+        packet = getattr(aten, name)
+        for call in (getattr(torch, name), packet, *(getattr(packet, o) for o in packet.overloads())):
+            table[call] = product
+    return table
+
+
+def _of_inner(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
+    return Roles((dimensions - 1,))
+
+
+PRODUCTS = _table()
+"""For each of PyTorch's calls that multiply operands, what it is."""
+
+
+def product_of(call: Any) -> Product | None:
+    """Return what a call multiplies, or None; torchvision's operations are known by name, without import."""
+    product = PRODUCTS.get(call)
+    if product is None and getattr(call, "__name__", "") in ("deform_conv2d", "deform_conv2d.default"):
+        return _DEFORM_FUNCTION if isinstance(call, FunctionType) else _DEFORM
+    return product
+
+
+def operand_layout(
+    product: Product,
+    index: int,
+    shape: tuple[int, ...],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    axes: tuple[int, ...] | None = None,
+) -> WeightLayout:
+    """Return the layout of a Parameter of this shape that a call multiplies as operand number `index`.
+
+    `axes` are the Parameter's dimensions in the order in which the operand has them; None where the
+    operand is computed such that it cannot be said. Then it counts as a weight of the Parameter's shape.
+    """
+    as_it_is = axes is None or axes == tuple(range(len(shape)))
+    convolution = product.name.startswith(("conv", "deform")) and len(shape) > 2
+    if convolution and index == product.weight and as_it_is:
+        transposed, groups = _convolution_of(product, args, kwargs)
+        divides = groups > 0 and shape[0] % groups == 0
+        return WeightLayout(shape, groups if divides else 1, transposed)
+    if axes is None or len(axes) != len(shape):
+        return WeightLayout(shape) if len(shape) > 1 else product_layout(shape, (0,), ())
+    roles = product.roles(index, len(axes), args, kwargs)
+    if roles is None:
+        roles = Roles(tuple(range(1, len(axes))))
+    inputs, batch = (tuple(sorted(axes[d] for d in dims)) for dims in (roles.inputs, roles.batch))
+    return product_layout(shape, inputs, batch)
+
+
+def _convolution_of(product: Product, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[bool, int]:
+    """Return whether a convolution is transposed, and its number of groups."""
+    if product.name == "convolution":
+        transposed = argument(args, kwargs, 6, "transposed", False)
+        groups = argument(args, kwargs, 8, "groups", 1)
+    else:
+        transposed = "transpose" in product.name
+        position = {"deform_conv2d": 10}.get(product.name, 6)
+        groups = argument(args, kwargs, position, "groups", 1)
+    return bool(transposed), groups if isinstance(groups, int) else 1
+
+
+_DEFORM = _product("deform_conv2d", (0, "input"), (1, "weight"), (2, "offset"), (3, "mask"), weight=1)
+_DEFORM_FUNCTION = _product(
+    "deform_conv2d", (0, "input"), (2, "weight"), (1, "offset"), (6, "mask"), weight=1
+)

@@ -1,0 +1,203 @@
+"""A module's own forward, with the calls that apply a learned weight sent back through its feedback weight.
+
+The user's forward runs as it was written, with its contexts, attributes, branches and random numbers. A
+weight that it computes first (`W - W.mean()`) has its error sent through the same function of the feedback
+weight, `F = g(F_raw)`, and a plastic feedback state follows the raw weight.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfa_convert.feedback.follow import FollowWeights, Learned, replaced, tensors_of
+from pfa_convert.feedback.functional import FEEDBACK_CALLS
+from pfa_convert.feedback.graft import graft
+from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.operations import MatrixProduct
+from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.feedback.primitive import PlasticTap, apply_feedback
+from pfa_convert.feedback.products import Product, Slot, at, product_of
+from pfa_convert.feedback.weight import FeedbackWeight
+
+
+def run_redirected(
+    function: Callable[..., Any],
+    weights: Iterable[tuple[nn.Parameter, FeedbackWeight]],
+    constants: Sequence[Tensor],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Return `function(*args, **kwargs)`; where it applies one of the weights, it does so with feedback."""
+    if not torch.is_grad_enabled():
+        return function(*args, **kwargs)
+    with Redirect([RawWeight(weight, feedback) for weight, feedback in weights], constants):
+        return function(*args, **kwargs)
+
+
+def tap(V: Tensor, feedback: FeedbackWeight) -> Tensor:
+    """Return the raw weight `V`, whose gradient then also reaches the plastic state."""
+    if not torch.is_grad_enabled() or not feedback.pathway.plastic:
+        return V
+    return PlasticTap.apply(feedback.pathway, V, *feedback.state())
+
+
+class RawWeight(Learned):
+    """A Parameter with its feedback state."""
+
+    def __init__(self, weight: Tensor, state: FeedbackWeight) -> None:
+        super().__init__(
+            weight, (), tuple(range(weight.dim())), recompute=lambda: state.feedback_weight(weight)
+        )
+        self.state = state
+        self.direct = None if state.pathway.follows_weight else state
+        self.tapped: Tensor | None = None
+
+
+class Redirect(FollowWeights):
+    """While active, PyTorch's calls that apply one of the weights use its feedback weight."""
+
+    def applied(
+        self,
+        function: Any,
+        product: Product,
+        slots: list[Slot],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Return the call's result, whose error goes back through the feedback weights."""
+        learned = self.find(at(slots[0], args, kwargs))
+        assert learned is not None
+        index = product.slots(args, kwargs).index(slots[0])
+        if len(slots) == 1 and function in FEEDBACK_CALLS and index == product.weight:
+            transposed = "transpose" in product.name
+            fits = isinstance(learned, RawWeight) and learned.state.pathway.layout.is_weight(transposed)
+            W, feedback = self._operand(learned, fits)
+            args, kwargs = replaced(args, kwargs, lambda t: W if t is learned.tensor else t)
+            return FEEDBACK_CALLS[function](*args, feedback=feedback, **kwargs)
+        if len(slots) == 1 and product.name in _MATRIX_PRODUCTS and not kwargs:
+            return self._matrix_product(function, product, learned, index, args)
+        return self._graft(function, slots, args, kwargs)
+
+    def given(self, learned: Learned) -> Tensor:
+        """Return a raw weight whose gradient reaches its plastic state too, once for all uses."""
+        if not isinstance(learned, RawWeight) or not learned.state.pathway.plastic:
+            return learned.tensor
+        if learned.tapped is None:
+            learned.tapped = tap(learned.tensor, learned.state)
+            self.remember(Learned(learned.tapped, learned.sources, learned.axes, recompute=learned.feedback))
+        return learned.tapped
+
+    def without_gradients(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return a call's result; refuse one whose gradients are recorded later, out of this mode's sight.
+
+        Raises:
+            RuntimeError: for a weight that is applied inside reentrant checkpointing.
+        """
+        if product_of(func) is not None and any(self.find(t) for t in tensors_of(args, kwargs)):
+            _refuse_reentrant_checkpointing()
+        return func(*args, **kwargs)
+
+    def _matrix_product(
+        self, function: Any, product: Product, learned: Learned, index: int, args: tuple[Any, ...]
+    ) -> Any:
+        bias, operands = (args[0], args[1:]) if len(args) == 3 else (None, args)
+        if bias is not None and bias.dim() != 1:
+            return self._graft(function, product.slots(args, {})[index : index + 1], args, {})
+        reverse = function is Tensor.__rmatmul__
+        left = (index == 0) != reverse
+        fits = isinstance(learned, RawWeight) and learned.state.pathway.layout.is_matrix(left)
+        W, feedback = self._operand(learned, fits)
+        operation = MatrixProduct(torch.matmul if reverse else function, left)
+        return apply_feedback(operation, feedback.pathway, operands[1 - index], W, bias, feedback.state())
+
+    def _operand(self, learned: Learned, fits: bool) -> tuple[Tensor, FeedbackWeight | GivenFeedback]:
+        """Return a weight as it is applied, and its feedback: its own state where that `fits` the product."""
+        direct = learned.direct
+        if direct is not None:
+            return learned.tensor, direct
+        if fits and isinstance(learned, RawWeight):
+            return learned.tensor, learned.state
+        return self.given(learned), GivenFeedback(learned.feedback())
+
+    def _graft(
+        self, function: Any, slots: list[Slot], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Return the result of any product, computed a second time for the error below."""
+        weights = [self.find(at(slot, args, kwargs)) for slot in slots]
+
+        def weight_of(tensor: Tensor) -> Learned | None:
+            return next((one for one in weights if one is not None and one.tensor is tensor), None)
+
+        def with_weight(tensor: Tensor) -> Tensor:
+            learned = weight_of(tensor)
+            if learned is not None:
+                return self.given(learned)
+            return tensor if isinstance(tensor, nn.Parameter) else tensor.detach()
+
+        def with_feedback(tensor: Tensor) -> Tensor:
+            learned = weight_of(tensor)
+            if learned is not None and learned.direct is not None:
+                name = getattr(function, "__name__", "this function")
+                raise RuntimeError(f"direct feedback does not go through {name}: give the layer another rule")
+            if learned is not None:
+                return learned.feedback()
+            return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
+
+        return graft(function, replaced(args, kwargs, with_weight), replaced(args, kwargs, with_feedback))
+
+
+@dataclass(frozen=True)
+class GivenFeedback:
+    """A feedback weight that is already computed, in the place of a FeedbackWeight."""
+
+    F: Tensor
+
+    @property
+    def pathway(self) -> Pathway:
+        """The pathway through the given tensor."""
+        return GivenPathway(WeightLayout(tuple(self.F.shape)))
+
+    def state(self) -> tuple[Tensor, ...]:
+        """Return the given tensor."""
+        return (self.F,)
+
+
+@dataclass(frozen=True)
+class GivenPathway(Pathway):
+    """A feedback weight computed in the forward pass."""
+
+    names = ("F",)
+
+    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+        """Return the given tensor."""
+        return state[0]
+
+
+_MATRIX_PRODUCTS = frozenset(["matmul", "mm", "bmm", "mv", "addmm"])
+
+
+def _refuse_reentrant_checkpointing() -> None:
+    """Raise where a frame of reentrant checkpointing lies between this call and the module's forward.
+
+    What it runs now without gradients it runs again in the backward pass, when no mode is active. A layer
+    inside it brings its own feedback along both times.
+    """
+    if torch.compiler.is_compiling():
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code is apply_feedback.__code__ or code is run_redirected.__code__:
+            return
+        if code.co_name == "forward" and code.co_filename == torch.utils.checkpoint.__file__:
+            raise RuntimeError(
+                "reentrant checkpointing inside a forward that applies weights itself would lose their "
+                "feedback: call checkpoint with use_reentrant=False, or on a module of its own"
+            )
+        frame = frame.f_back  # type: ignore[assignment]

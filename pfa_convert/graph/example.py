@@ -1,0 +1,146 @@
+"""What one run of a model applies: for the weights behind control flow that no walk can follow.
+
+The run is made on a throw-away copy, in training and in evaluation mode, without the feedback of anything.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfa_convert.errors import UserError
+from pfa_convert.feedback.follow import FollowWeights, Learned
+from pfa_convert.feedback.layout import ProductLayout, WeightLayout
+from pfa_convert.feedback.products import Product, Slot, at, operand_layout
+from pfa_convert.graph.discover import Discovery
+from pfa_convert.graph.flow import use_name
+from pfa_convert.graph.layers import stock_layer
+from pfa_convert.graph.sites import Site, site_name
+
+Example = tuple[Sequence[Any], Mapping[str, Any]]
+
+
+def discover_by_example(model: nn.Module, example: Example, found: Discovery) -> list[Site]:
+    """Add to what a walk found the weights that a run of the model with these arguments applies; return them.
+
+    Raises:
+        UserError: if the model does not take the arguments.
+    """
+    args, kwargs = example
+    run_of = copy.deepcopy(model)
+    recorder = _Recorder(run_of)
+    for module in run_of.modules():
+        module.register_forward_pre_hook(recorder.enter)
+        module.register_forward_hook(recorder.leave, always_call=True)
+    for training in (True, False):
+        run_of.train(training)
+        try:
+            with torch.enable_grad(), recorder:
+                run_of(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
+        except Exception as error:
+            text = " ".join(str(error).split())[:160]
+            kind = type(error).__name__
+            raise UserError(f"example: the model does not run with it: {kind}: {text}") from error
+    sites = list(dict.fromkeys(recorder.sites))
+    add_sites(found, sites)
+    for name, use in recorder.used.items():
+        if name not in found.applied():
+            found.unconverted.pop(name, None)
+            found.used[name] = use
+    return sites
+
+
+def add_sites(found: Discovery, sites: Iterable[Site]) -> None:
+    """Add sites that a run has shown."""
+    for site in sites:
+        found.add(site)
+        found.owner(site.owner).weights.add(site.weight.removeprefix(f"{site.owner}." if site.owner else ""))
+        found.unconverted.pop(site.weight, None)
+        found.used.pop(site.weight, None)
+
+
+def to_plain(site: Site) -> dict[str, Any]:
+    """Return a site as plain data, for a recipe's or a file's header."""
+    kind = type(site.layout).__name__
+    return {**asdict(site), "layout": {"kind": kind, **asdict(site.layout)}}
+
+
+def from_plain(data: Mapping[str, Any]) -> Site:
+    """Undo `to_plain`."""
+    fields = dict(data["layout"])
+    layout = {"ProductLayout": ProductLayout, "WeightLayout": WeightLayout}[fields.pop("kind")]
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Site(**{**data, "layout": layout(**fields)})
+
+
+class _Recorder(FollowWeights):
+    """Sees all calls of a run, and which module's code makes them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__((), ())
+        self.sites: list[Site] = []
+        self.used: dict[str, str] = {}
+        self._model = model
+        self._names = {module: name for name, module in model.named_modules()}
+        self._running: list[nn.Module] = [model]
+        self._by_id: dict[int, Learned] = {}
+        self._constant_ids: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+        for name, parameter in model.named_parameters():
+            self.remember(Learned(parameter, (name,), tuple(range(parameter.dim()))))
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Be told that a module's forward begins."""
+        self._running.append(module)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Be told that it has ended."""
+        self._running.pop()
+
+    def find(self, tensor: Any) -> Learned | None:
+        """Return what is known of a tensor that is learned; there are many in a whole model."""
+        return self._by_id.get(id(tensor))
+
+    def remember(self, learned: Learned) -> None:
+        """Keep a tensor, so that its identity is not given to another."""
+        self._by_id[id(learned.tensor)] = learned
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is a buffer, or computed from constants."""
+        return id(tensor) in self._constant_ids
+
+    def remember_constant(self, tensor: Tensor) -> None:
+        """Keep a constant."""
+        self._constant_ids[id(tensor)] = tensor
+
+    def applied(
+        self,
+        function: Any,
+        product: Product,
+        slots: list[Slot],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Note the weights that a product applies, unless a layer of PyTorch's does it with its own."""
+        module = self._running[-1]
+        owner = self._names[module]
+        for slot in slots:
+            learned = self.find(at(slot, args, kwargs))
+            index = product.slots(args, kwargs).index(slot)
+            for source in learned.sources if learned is not None and stock_layer(module) is None else ():
+                shape = tuple(self._model.get_parameter(source).shape)
+                axes = learned.axes if learned is not None and len(learned.sources) == 1 else None
+                layout = operand_layout(product, index, shape, args, kwargs, axes)
+                inside = owner if source.startswith(f"{owner}.") else ""
+                self.sites.append(Site(site_name(source), f"{product.name}()", source, inside, layout))
+        return function(*args, **kwargs)
+
+    def used_otherwise(self, function: Any, learned: Sequence[Learned]) -> None:
+        """Note what else is done with Parameters."""
+        for one in learned:
+            for source in one.sources:
+                self.used.setdefault(source, use_name(function))

@@ -1,0 +1,230 @@
+"""What the graph of a forward says of each learned weight: applied by which product, or used for what else.
+
+The graph is only read. A node is computed from weights alone, from constants alone, or an activation; the
+same distinction that `feedback.follow` makes of tensors while a forward runs.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.nn.utils.parametrize import ParametrizationList
+
+from pfa_convert.feedback.follow import axes_after, is_elementwise, is_lookup, keeps_mixtures, plain_name
+from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.products import Product, at, operand_layout, product_of
+from pfa_convert.graph.parametrized import raw_weight
+from pfa_convert.graph.trace import is_plain_function
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A product applies the Parameter of this path, as it is or computed; `kind` names the function."""
+
+    path: str
+    kind: str
+    layout: WeightLayout
+
+
+@dataclass(frozen=True)
+class Used:
+    """Something else is done with the Parameter, as `use` says; perhaps `inside` an untraced function."""
+
+    path: str
+    use: str
+    inside: Any = None
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What a node computes. `paths` are the Parameters it comes from; none are a constant's."""
+
+    paths: frozenset[str] = frozenset()
+    axes: tuple[int, ...] | None = None
+    mixed: bool = False
+    activation: bool = False
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is computed from weights alone."""
+        return bool(self.paths) and not self.mixed
+
+
+_ACTIVATION = _Value(activation=True)
+_CONSTANT = _Value()
+
+
+def flow(owner: nn.Module, graph: fx.Graph) -> dict[fx.Node, list[Applied | Used]]:
+    """Return what each node of a graph of one of the owner's methods does with Parameters, in order."""
+    flowing = _Flow(owner)
+    for node in graph.nodes:
+        flowing.visit(node)
+    return flowing.uses
+
+
+class _Flow:
+    def __init__(self, owner: nn.Module) -> None:
+        self.uses: dict[fx.Node, list[Applied | Used]] = {}
+        self._owner = owner
+        self._values: dict[fx.Node, _Value] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        self.uses[node] = []
+        self._values[node] = self._value(node)
+
+    def _value(self, node: fx.Node) -> _Value:
+        """Note what a node does with Parameters, and return what it computes."""
+        if node.op == "placeholder":
+            return _ACTIVATION
+        if node.op == "get_attr":
+            return self._read(str(node.target))
+        inputs = [self._values[n] for n in node.all_input_nodes]
+        learned = [value for value in inputs if value.learned]
+        if node.op == "output":
+            return _CONSTANT
+        if node.op == "call_module":
+            return self._call_module(node, learned)
+        function = function_of(node)
+        product = product_of(function)
+        if function is functional.multi_head_attention_forward:
+            return self._attention(node)
+        if product is not None:
+            return self._product(product, node)
+        if is_plain_function(function) and learned:
+            self._use(node, learned, f"goes into {function.__name__}()", function)
+            return _ACTIVATION
+        return self._compute(function, node, learned, inputs)
+
+    def _use(self, node: fx.Node, learned: list[_Value], use: str, inside: Any = None) -> None:
+        self.uses[node] += [Used(path, use, inside) for value in learned for path in sorted(value.paths)]
+
+    def _read(self, path: str) -> _Value:
+        holder, _, name = path.rpartition(".")
+        value = getattr(self._owner.get_submodule(holder), name, None)  # a constant of the graph is not there
+        if isinstance(value, nn.Parameter):
+            return _Value(frozenset([path]), tuple(range(value.dim())))
+        return _CONSTANT
+
+    def _call_module(self, node: fx.Node, learned: list[_Value]) -> _Value:
+        module = self._owner.get_submodule(str(node.target))
+        if isinstance(module, ParametrizationList):
+            holder, _, _ = str(node.target).rpartition("parametrizations.")
+            layer = self._owner.get_submodule(holder.rstrip("."))
+            return _Value(frozenset([f"{holder}{raw_weight(layer)}"]))
+        self._use(node, learned, f"input of {node.target}")
+        return _ACTIVATION
+
+    def _product(self, product: Product, node: fx.Node) -> _Value:
+        weights: list[tuple[int, _Value]] = []
+        others = False
+        for index, slot in enumerate(product.slots(node.args, node.kwargs)):
+            operand = at(slot, node.args, node.kwargs)
+            value = self._values.get(operand, _CONSTANT) if isinstance(operand, fx.Node) else _CONSTANT
+            if value.learned or (value.mixed and index == product.weight):
+                weights.append((index, value))
+            else:
+                others = others or value.activation
+        paths = frozenset(path for _, value in weights for path in value.paths)
+        if not others:
+            return _Value(paths)
+        for index, value in weights:
+            for path in sorted(value.paths):
+                shape = tuple(attribute(self._owner, path).shape)
+                axes = value.axes if len(value.paths) == 1 else None
+                layout = operand_layout(product, index, shape, node.args, node.kwargs, axes)
+                self.uses[node].append(Applied(path, f"{product.name}()", layout))
+        return _Value(paths, mixed=bool(paths), activation=True)
+
+    def _attention(self, node: fx.Node) -> _Value:
+        for argument in (*node.args, *node.kwargs.values()):
+            value = self._values.get(argument, _CONSTANT) if isinstance(argument, fx.Node) else _CONSTANT
+            for path in sorted(value.paths) if value.learned else ():
+                shape = tuple(attribute(self._owner, path).shape)
+                if len(shape) == 2:
+                    applied = Applied(path, "multi_head_attention_forward()", WeightLayout(shape))
+                    self.uses[node].append(applied)
+                elif len(shape) > 2:
+                    self._use(node, [value], "bias of attention")
+        return _ACTIVATION
+
+    def _compute(self, function: Any, node: fx.Node, learned: list[_Value], inputs: list[_Value]) -> _Value:
+        """Return what a function that is no product computes."""
+        name = plain_name(function)
+        if name in _NO_TENSORS:
+            return _CONSTANT
+        activation = any(value.activation for value in inputs)
+        paths = frozenset(path for value in inputs if value.paths for path in value.paths)
+        if learned and activation:
+            self._use(node, learned, use_name(function))
+            if is_lookup(function) or not is_elementwise(function):
+                return _ACTIVATION
+            return _Value(paths, mixed=True, activation=True)
+        if learned:
+            known = len(learned) == 1 or is_elementwise(function)
+            axes = axes_after(name, node.args[1:], dict(node.kwargs), learned[0].axes) if known else None
+            return _Value(paths, axes)
+        if paths and keeps_mixtures(function):
+            return _Value(paths, mixed=True, activation=True)
+        return _ACTIVATION if activation else _CONSTANT
+
+
+def use_name(function: Any) -> str:
+    """Return what a function that is no product does with a weight, in a report's words."""
+    name = plain_name(function) or str(getattr(function, "__name__", "used")).strip("_")
+    return _USES.get(name, name)
+
+
+def attribute(owner: nn.Module, path: str) -> Any:
+    """Return what a path of attributes leads to."""
+    return operator.attrgetter(path)(owner)
+
+
+def function_of(node: fx.Node) -> Callable[..., Any]:
+    """Return the function that a node calls; for `getattr` of a tensor, the property."""
+    if node.op == "call_method":
+        return getattr(Tensor, str(node.target), _nothing)
+    if node.target is getattr and isinstance(node.args[1], str):
+        found = getattr(Tensor, node.args[1], _nothing)
+        return getattr(found, "__get__", _nothing) if not callable(found) else found
+    target: Any = node.target
+    return _TENSOR_METHODS.get(target, target)
+
+
+def _nothing(*_: Any) -> None:
+    """Stand for what no tensor has."""
+
+
+_TENSOR_METHODS: dict[Any, Any] = {operator.matmul: torch.matmul}
+
+_NO_TENSORS = frozenset(["shape", "size", "dim", "ndim", "device", "dtype", "numel", "len", "requires_grad"])
+
+_USES = {
+    "add": "added",
+    "radd": "added",
+    "iadd": "added",
+    "sub": "added",
+    "rsub": "added",
+    "mul": "scale",
+    "rmul": "scale",
+    "imul": "scale",
+    "div": "scale",
+    "truediv": "scale",
+    "embedding": "table that is looked up",
+    "getitem": "table that is looked up",
+    "index_select": "table that is looked up",
+    "cat": "learned input",
+    "stack": "learned input",
+    "layer_norm": "norm",
+    "group_norm": "norm",
+    "batch_norm": "norm",
+    "instance_norm": "norm",
+    "rms_norm": "norm",
+    "prelu": "slope",
+    "scaled_dot_product_attention": "learned input of attention",
+}

@@ -1,0 +1,128 @@
+"""A throw-away stand-in of a model, whose modules are traced in the place of the user's.
+
+The stand-in shares the model's parameters and buffers and has copies of everything else. So what a forward
+does while it is traced (count, append, assign) is done to the stand-in and thrown away, and nothing of
+PyTorch's is patched that other threads could be using.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pfa_convert.graph.sites import plain_class
+
+
+@dataclass
+class Tracing:
+    """What a stand-in's modules do when they are called or read: what the present tracer says."""
+
+    call: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any] | None = None
+    read: Callable[[nn.Module, str, Any], Any] | None = None
+
+
+class StandIn:
+    """Makes the stand-ins of a model's modules; each when it is first asked for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tracing = Tracing()
+        self._of: dict[nn.Module, nn.Module] = {}
+        tensors = [*model.parameters(), *model.buffers()]
+        self._shared = _Shared(self, {id(tensor): tensor for tensor in tensors}, list(model.modules()))
+
+    def __call__(self, module: nn.Module) -> nn.Module:
+        """Return a module's stand-in, with those of all modules in it."""
+        if module not in self._of:
+            # A ScriptModule has no Python to follow; what stands in for it can be called, no more.
+            scripted = isinstance(module, torch.jit.ScriptModule)
+            plain = nn.Module if scripted else plain_class(module)
+            self._of[module] = stand_in = object.__new__(_stand_in_class(plain))
+            stand_in.__dict__.update(vars(nn.Module()), _tracing=self.tracing)
+            if not scripted:
+                self.renew(module)
+        return self._of[module]
+
+    def renew(self, module: nn.Module) -> nn.Module:
+        """Return a module's stand-in as the user has the module, without what a tracing did to it."""
+        stand_in = self(module)
+        stand_in.__dict__.clear()
+        stand_in.__dict__["_tracing"] = self.tracing
+        for key, value in module.__dict__.items():
+            stand_in.__dict__[key] = self._copied(key, value)
+        stand_in._modules.update({name: child and self(child) for name, child in module._modules.items()})
+        return stand_in
+
+    def _copied(self, key: str, value: Any) -> Any:
+        """Return a copy of an attribute; what cannot be copied, and what is PyTorch's own, is shared."""
+        if isinstance(value, nn.Module):
+            return self(value)
+        if key in ("_parameters", "_buffers", "_modules"):
+            return copy.copy(value)
+        if isinstance(value, _PLAIN) or key in _INTERNAL:
+            return value
+        try:
+            return copy.deepcopy(value, self._shared.memo())
+        except Exception:
+            return value
+
+
+class _Shared:
+    """What a copied attribute refers to and shares: the model's tensors, and stand-ins of its modules."""
+
+    def __init__(self, stand_in: StandIn, tensors: dict[int, Any], modules: list[nn.Module]) -> None:
+        self.stand_in, self.tensors = stand_in, tensors
+        self.modules = {id(module): module for module in modules}
+
+    def memo(self) -> dict[int, Any]:
+        """Return a memo for `copy.deepcopy`."""
+        return _Memo(self)
+
+
+class _Memo(dict[int, Any]):
+    def __init__(self, shared: _Shared) -> None:
+        super().__init__()
+        self._shared = shared
+
+    def get(self, key: int, default: Any = None) -> Any:
+        if key in self._shared.tensors:
+            return self._shared.tensors[key]
+        if key in self._shared.modules:
+            return self._shared.stand_in(self._shared.modules[key])
+        return super().get(key, default)
+
+
+_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
+
+
+@cache
+def _stand_in_class(plain: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass that is traced; it calls itself as the class that it stands for."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        tracing: Tracing = self.__dict__["_tracing"]
+        if tracing.call is None:
+            return plain.__call__(self, *args, **kwargs)
+        return tracing.call(self, args, kwargs)
+
+    def read(self: Any, name: str) -> Any:
+        value = plain.__getattr__(self, name)
+        tracing: Tracing | None = self.__dict__.get("_tracing")
+        if tracing is None or tracing.read is None or not isinstance(value, Tensor):
+            return value
+        return tracing.read(self, name, value)
+
+    def write(self: Any, name: str, value: Any) -> None:
+        if isinstance(value, fx.Proxy):
+            self.__dict__[name] = value
+        else:
+            plain.__setattr__(self, name, value)
+
+    members = {"__call__": call, "__getattr__": read, "__setattr__": write, "__module__": plain.__module__}
+    return type(plain.__name__, (plain,), members)

@@ -1,0 +1,96 @@
+"""The tables of what runs have shown, as they are printed and as they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from pfa_convert.reporting.results import Row, Variant, rows
+
+HEADINGS = (
+    "recipe",
+    "seeds",
+    "top-1 %",
+    "gap to bp",
+    "paper %",
+    "its gap",
+    "minus paper",
+    "within noise",
+    "s/run",
+)
+PAPERS = "the paper's, seed 0"
+ANGLES = ("recipe", "final path angles (degrees), by layer", PAPERS, "norm ratios", PAPERS)
+
+
+def accuracy_table(variants: Mapping[str, Variant]) -> list[Sequence[str]]:
+    """Return the headings and then a row for each variant with a finished run, as they are printed."""
+    return _without_empty_columns([HEADINGS, *(_cells(row) for row in rows(variants))])
+
+
+def _cells(row: Row) -> Sequence[str]:
+    return (
+        row.recipe,
+        str(row.seeds),
+        f"{row.mean:.2f}" + (f" ± {row.std:.2f}" if row.seeds > 1 else ""),
+        _signed(row.gap),
+        ""
+        if row.paper_mean is None
+        else f"{row.paper_mean:.2f}" + (f" ± {row.paper_std:.2f}" if row.paper_std else ""),
+        _signed(row.paper_gap),
+        _signed(row.difference),
+        {True: "yes", False: "no", None: ""}[row.within_noise],
+        f"{row.seconds:.0f}",
+    )
+
+
+def angle_table(variants: Mapping[str, Variant]) -> list[Sequence[str]]:
+    """Return the headings and then a row for each variant that has a path angle, as they are printed."""
+    table: list[Sequence[str]] = [ANGLES]
+    for variant in variants.values():
+        angles, ratios = variant.at_end("angle_deg"), variant.at_end("norm_ratio")
+        if any(mean for mean, _ in angles.values()):
+            published = [
+                variant.paper.get(f"final_{key}_by_layer", []) for key in ("alignment_deg", "norm_ratio")
+            ]
+            table.append(
+                (
+                    variant.recipe.name,
+                    " ".join(f"{mean:.1f}" for mean, _ in angles.values()),
+                    " ".join(f"{value:.1f}" for value in published[0]),
+                    " ".join(f"{mean:.2f}" for mean, _ in ratios.values()),
+                    " ".join(f"{value:.2f}" for value in published[1]),
+                )
+            )
+    return _without_empty_columns(table)
+
+
+def _without_empty_columns(table: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Leave out what no row has: most experiments are not in the paper, some have no `bp`."""
+    headings, *body = table
+    kept = [column for column in range(len(headings)) if any(row[column] for row in body)]
+    return [[row[column] for column in kept] for row in table]
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def print_results(console: Console, experiments: Mapping[str, Mapping[str, Variant]]) -> None:
+    """Print the table of each experiment, beside the paper's numbers, and which runs are not finished."""
+    for variants in experiments.values():
+        headings, *body = accuracy_table(variants)
+        if body:
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            table.add_column(headings[0], no_wrap=True)
+            for heading in headings[1:]:
+                table.add_column(heading, justify="right")
+            for row in body:
+                table.add_row(*row)
+            console.print(table)
+        for variant in variants.values():
+            for run in variant.runs:
+                if not run.finished:
+                    epochs = f"{len(run.records)} of {run.recipe.train.epochs} epochs"
+                    console.print(f"not finished: {run.recipe.name}, seed {run.seed}: {epochs}")
