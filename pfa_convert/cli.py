@@ -13,6 +13,7 @@ import click
 
 from pfa_convert.commands.bench import bench_command
 from pfa_convert.commands.convert import convert_command
+from pfa_convert.commands.expansion import expansion_command
 from pfa_convert.commands.inspect import inspect_command
 from pfa_convert.commands.lists import recipes_command, rules_command
 from pfa_convert.commands.models import models_command
@@ -70,6 +71,7 @@ for command in (
     reproduce_command,
     report_command,
     inspect_command,
+    expansion_command,
     bench_command,
     models_command,
     rules_command,
