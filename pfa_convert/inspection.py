@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from pfa_convert.alignment import alignment, feedback_of, gradient_angles, report_of
 from pfa_convert.feedback.collapsed import CollapsedPathway
 from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.rules.base import RULES
+from pfa_convert.symmetry import symmetry
 
 
 @dataclass(frozen=True)
 class SiteInspection:
     """One site. Angles are in degrees; nan stands for what the rule does not have.
 
+    `correlation`, `reciprocal` and `closest` tell how symmetric the connections are (see `Symmetry`).
     `angle_deg` and `norm_ratio` compare `F` with `W`; `gradient_angle_deg` this rule's `dL/dW` with
     backpropagation's on a batch; `share_of_start` is `|s K| / |F|`, what a plastic feedback weight has not
     forgotten yet; `eigenvalues` are those of `B B^T`, ascending, of all groups.
@@ -30,6 +33,9 @@ class SiteInspection:
     gradient_angle_deg: float = math.nan
     share_of_start: float = math.nan
     eigenvalues: tuple[float, ...] = ()
+    correlation: float = math.nan
+    reciprocal: float = math.nan
+    closest: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain data for JSON, which has null and no nan."""
@@ -66,6 +72,7 @@ def inspect(
             gradient_angle_deg=gradients.get(site.name, math.nan),
             share_of_start=math.nan if feedback is None else share_of_start(feedback, W),
             eigenvalues=() if feedback is None else eigenvalues_of_mixing(feedback),
+            **asdict(symmetry(feedback, W, RULES[site.rule].two_steps)),
         )
     return found
 

@@ -22,19 +22,30 @@ def inspection_figure(found: Mapping[str, SiteInspection], title: str, path: Pat
         "gradient angle to BP (degrees)": [site.gradient_angle_deg for site in found.values()],
         "norm ratio |F| / |W|": [site.norm_ratio for site in found.values()],
         "share of the start left in F": [site.share_of_start for site in found.values()],
+        "correlation of F with W": [site.correlation for site in found.values()],
+        "reciprocal connections (share)": [site.reciprocal for site in found.values()],
+        "closest forward neuron (|correlation|)": [site.closest for site in found.values()],
     }
     panels = {label: column for label, column in values.items() if not all(map(math.isnan, column))}
     spectra = {name: site.eigenvalues for name, site in found.items() if site.eigenvalues}
     count = len(panels) + bool(spectra)
     pyplot = pyplot_without_display()
-    figure, axes = pyplot.subplots(1, count, figsize=(3.6 * count, 3.6), layout="constrained", squeeze=False)
-    for panel, (label, column) in zip(axes[0], panels.items(), strict=False):
+    columns = min(count, 4)
+    size = (math.ceil(count / columns), columns)
+    figure, grid = pyplot.subplots(
+        *size, figsize=(3.6 * size[1], 3.6 * size[0]), layout="constrained", squeeze=False
+    )
+    axes = list(grid.flat)
+    for unused in axes[count:]:
+        unused.remove()
+    for panel, (label, column) in zip(axes, panels.items(), strict=False):
         panel.plot(range(len(column)), column, marker="o", linestyle="none", clip_on=False)
         panel.set_title(label, fontsize=9)
-        panel.set(xlabel="site", ylim=(0, 1.1 * max(v for v in column if v == v) or 1))
+        finite = [value for value in column if not math.isnan(value)]
+        panel.set(xlabel="site", ylim=(min(0, 1.1 * min(finite)), 1.1 * max(finite) or 1))
         _name_sites(panel, list(found))
     if spectra:
-        _draw_spectra(axes[0][-1], spectra)
+        _draw_spectra(axes[count - 1], spectra)
     figure.suptitle(title)
     write(figure, path)
 

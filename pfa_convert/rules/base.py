@@ -34,6 +34,8 @@ class Rule(BaseModel):
     source: ClassVar[str]
     cost: ClassVar[str]
     strategies: ClassVar[tuple[str, ...]] = ("fused",)
+    two_steps: ClassVar[bool] = False
+    """Whether the error passes neurons of its own, which no forward connection reaches."""
 
     strategy: str | None = Field(None, description="how the formula is computed; the rule's first by default")
 

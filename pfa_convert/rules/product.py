@@ -21,6 +21,7 @@ class ProductRule(SparseRule):
     """`F = B R`: `R` learns with gradient `B^T dL/dW` and so comes to `B^T W` as it forgets its start."""
 
     strategies = ("fused", "explicit", "collapsed")
+    two_steps = True
     cost = (
         "`collapsed`: one product G W of weights per step (pfa-o: nothing); `fused`: the products B R and "
         "B^T dW, R and its optimizer state; `explicit`: the activity of N_mid neurons at every position"
