@@ -14,20 +14,14 @@ from torch import Tensor, nn
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.pathway import Pathway
-from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.feedback.weight import FEEDBACK_ATTRIBUTE, FeedbackWeight
 from pfa_convert.graph.discover import NOT_REACHED, Discovery, discover
 from pfa_convert.graph.example import Example, add_sites, discover_by_example, from_plain, to_plain
-from pfa_convert.graph.layers import stock_layer
 from pfa_convert.graph.overrides import Decision, decide
 from pfa_convert.graph.report import ConversionReport, OtherUse, SiteReport
-from pfa_convert.graph.rewrite import (
-    give_method,
-    restore,
-    rewrite_layer,
-    rewrite_owner,
-    tap_output,
-)
-from pfa_convert.graph.sites import FEEDBACK_ATTRIBUTE, Site, Unconverted, feedback_path
+from pfa_convert.graph.rewrite import restore, rewrite_layer, rewrite_owner, tap_output
+from pfa_convert.graph.sites import Site, Unconverted, feedback_path
+from pfa_convert.graph.subclass import give_method
 from pfa_convert.graph.trace import is_weight
 from pfa_convert.rules.base import Draw
 from pfa_convert.seeds import derived_seed
@@ -93,7 +87,7 @@ def convert(
     for site in sites:
         layer = converted.get_submodule(site.owner)
         holder, feedback = feedback_path(site.weight)
-        if stock_layer(layer) is not None and hasattr(converted.get_submodule(holder), feedback):
+        if hasattr(converted.get_submodule(holder), feedback):
             rewrite_layer(layer)
 
     tap_output(converted)

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pfa_convert.feedback.operations import Convolution, Linear
+from pfa_convert.feedback.operations import Convolution, Linear, Operation
+from pfa_convert.feedback.pathway import Pathway
 from pfa_convert.feedback.primitive import apply_feedback
-from pfa_convert.feedback.weight import FeedbackWeight
 
 _LINEAR = Linear()
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, feedback: FeedbackWeight) -> Tensor:
+class AnyFeedback(Protocol):
+    """A FeedbackWeight, or a feedback weight that is computed already."""
+
+    @property
+    def pathway(self) -> Pathway:
+        """The way of the error."""
+
+    def state(self) -> tuple[Tensor, ...]:
+        """Return the state that the pathway reads."""
+
+
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, feedback: AnyFeedback | None
+) -> Tensor:
     """Return `functional.linear(input, weight, bias)`; the error goes back through `feedback`."""
-    return apply_feedback(_LINEAR, feedback.pathway, input, weight, bias, feedback.state())
+    return _apply(_LINEAR, feedback, input, weight, bias)
 
 
 def convolution(
@@ -30,7 +43,7 @@ def convolution(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     *,
-    feedback: FeedbackWeight,
+    feedback: AnyFeedback | None,
 ) -> Tensor:
     """Return `functional.convNd(input, weight, ...)`; the error goes back through `feedback`.
 
@@ -42,7 +55,7 @@ def convolution(
     if isinstance(padding, str):
         input, padding = _named_padding(input, padding, tuple(weight.shape[2:]), dilation)
     operation = Convolution(stride, _each(padding, dimensions), dilation, groups)
-    return apply_feedback(operation, feedback.pathway, input, weight, bias, feedback.state())
+    return _apply(operation, feedback, input, weight, bias)
 
 
 def transposed_convolution(
@@ -55,7 +68,7 @@ def transposed_convolution(
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
     *,
-    feedback: FeedbackWeight,
+    feedback: AnyFeedback | None,
 ) -> Tensor:
     """Return `functional.conv_transposeNd(input, weight, ...)`; the error goes back through `feedback`."""
     dimensions = weight.dim() - 2
@@ -67,7 +80,7 @@ def transposed_convolution(
         transposed=True,
         output_padding=_each(output_padding, dimensions),
     )
-    return apply_feedback(operation, feedback.pathway, input, weight, bias, feedback.state())
+    return _apply(operation, feedback, input, weight, bias)
 
 
 FEEDBACK_CALLS: dict[Callable[..., Any], Callable[..., Tensor]] = {
@@ -80,6 +93,15 @@ FEEDBACK_CALLS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     torch.conv_transpose3d: transposed_convolution,
 }
 """For each of PyTorch's calls that apply a weight, the one with a feedback weight."""
+
+
+def _apply(
+    operation: Operation, feedback: AnyFeedback | None, x: Tensor, W: Tensor, b: Tensor | None
+) -> Tensor:
+    """Return `operation(x, W, b)`; without a feedback weight, that is all."""
+    if feedback is None:
+        return operation(x, W, b)
+    return apply_feedback(operation, feedback.pathway, x, W, b, feedback.state())
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

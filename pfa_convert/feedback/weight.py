@@ -14,6 +14,9 @@ from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import CollapsedPathway
 from pfa_convert.feedback.pathway import Pathway
 
+FEEDBACK_ATTRIBUTE = "feedback_of_{parameter}"
+"""The submodule that holds a parameter's feedback state, in the module that holds the parameter."""
+
 
 class FeedbackWeight(nn.Module):
     """The feedback state of one forward weight, and the pathway that reads it.

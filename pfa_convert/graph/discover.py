@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from pfa_convert.feedback.layers import LAYERS, Layer
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.graph.code import could_apply_weights, may_apply_weights, public_methods
 from pfa_convert.graph.flow import Applied, Used, flow
-from pfa_convert.graph.layers import inherited_layer, layout_of, stock_layer, stock_weights
+from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
 from pfa_convert.graph.sites import Site, Unconverted, plain_class, site_name
 from pfa_convert.graph.standin import StandIn
@@ -97,8 +98,8 @@ class _Walk:
     def _applied_by_others(self, module: nn.Module) -> bool:
         """Say whether a layer that was not reached is one whose weights another module applies."""
         applied, name = self.found.applied() | self._known, self._names[module]
-        layer = stock_layer(module) is not None
-        return layer and all(_join(name, weight) in applied for weight in stock_weights(module))
+        layer = own_layer(module)
+        return layer is not None and all(_join(name, w) in applied for w in layer.parameters(module))
 
     def _visit_default(self, module: nn.Module) -> None:
         """Visit a module as it is called with no more than it must be given."""
@@ -109,10 +110,11 @@ class _Walk:
         """Visit a module for the first time that it is called like that."""
         if module not in self._with_weights:
             return
-        if stock_layer(module) is not None:
+        layer = own_layer(module)
+        if layer is not None:
             if module not in self._reached:
                 self._reached.add(module)
-                self._visit_layer(module)
+                self._visit_layer(module, layer)
             return
         self._reached.add(module)
         if isinstance(module, torch.jit.ScriptModule):
@@ -126,19 +128,20 @@ class _Walk:
                 self._visited.add((module, call))
                 self._visit_forward(module, call)
 
-    def _visit_layer(self, module: nn.Module) -> None:
+    def _visit_layer(self, module: nn.Module, layer: Layer) -> None:
         name = self._names[module]
         if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
             self.found.leave(name, module, (), "lazily built: run one batch through the model, then convert")
             return
-        for weight in stock_weights(module):
+        for weight in layer.parameters(module):
             path = _join(name, weight)
             holder, _, parameter = weight.rpartition(".")
-            if module.get_submodule(holder)._parameters.get(parameter) is None:
+            tensor = module.get_submodule(holder)._parameters.get(parameter)
+            if tensor is None:
                 self.found.leave(name, module, (), COMPUTED)
-            elif all((layout := layout_of(module, weight)).shape):
-                kind = (stock_layer(module) or type(module)).__name__
-                self.found.add(Site(site_name(path), kind, path, name, layout))
+            elif tensor.numel():
+                layout = layer.layout(module, tensor)
+                self.found.add(Site(site_name(path), layer.kind.__name__, path, name, layout))
 
     def _visit_forward(self, module: nn.Module, call: Call) -> None:
         """Read the forward's graph; where it is not whole, also that of a call with every argument given."""
@@ -177,9 +180,10 @@ class _Walk:
             self.found.used.setdefault(path, use.use)
             return
         holder = module.get_submodule(use.path.rpartition(".")[0])
-        layer = stock_layer(holder) is not None and use.path.rpartition(".")[2] in stock_weights(holder)
+        layer = own_layer(holder)
+        of_layer = layer is not None and use.path.rpartition(".")[2] in layer.parameters(holder)
         self.found.owner(name).weights.add(use.path)
-        if layer and isinstance(use, Used):
+        if of_layer and isinstance(use, Used):
             self._visit(holder, module.training)
         elif isinstance(use, Applied):
             self.found.add(Site(site_name(path), use.kind, path, name, use.layout))
@@ -203,12 +207,13 @@ class _Walk:
         for method in public_methods(module) if self._unexplained(module) else ():
             everything = call_with_everything(module, True, method)
             self._read(module, self._trace(module, everything), everything)
-        for path in self._unexplained(module) if stock_layer(module) is None else ():
+        for path in self._unexplained(module) if own_layer(module) is None else ():
             parameter = path.removeprefix(f"{name}.")
             shape = tuple(module.get_parameter(parameter).shape)
-            if failure and inherited_layer(module) is not None and parameter == "weight":
-                kind = plain_class(module).__name__
-                self.found.add(Site(site_name(path), kind, path, name, layout_of(module)))
+            inherited = LAYERS.nearest(plain_class(module))
+            if failure and inherited is not None and parameter in inherited.parameters(module):
+                layout = inherited.layout(module, module.get_parameter(parameter))
+                self.found.add(Site(site_name(path), plain_class(module).__name__, path, name, layout))
                 self.found.owner(name).weights.add(parameter)
             elif failure and may_apply_weights(module):
                 self.found.leave(path, module, shape, _helped(module, failure))
@@ -218,9 +223,10 @@ class _Walk:
     def _follow_children(self, module: nn.Module) -> None:
         """Have a module that cannot be followed redirect its own uses of its children's weights."""
         for child_name, child in module.named_children():
-            if stock_layer(child) is not None:
+            layer = own_layer(child)
+            if layer is not None:
                 applied = self.found.applied()
-                own = [w for w in stock_weights(child) if _join(self._names[child], w) in applied]
+                own = [w for w in layer.parameters(child) if _join(self._names[child], w) in applied]
                 self.found.owner(self._names[module]).weights |= {_join(child_name, w) for w in own}
 
 

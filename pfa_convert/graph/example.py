@@ -19,7 +19,7 @@ from pfa_convert.feedback.layout import ProductLayout, WeightLayout
 from pfa_convert.feedback.products import Product, Slot, at, operand_layout
 from pfa_convert.graph.discover import Discovery
 from pfa_convert.graph.flow import use_name
-from pfa_convert.graph.layers import stock_layer
+from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import Site, site_name
 
 Example = tuple[Sequence[Any], Mapping[str, Any]]
@@ -131,7 +131,7 @@ class _Recorder(FollowWeights):
         for slot in slots:
             learned = self.find(at(slot, args, kwargs))
             index = product.slots(args, kwargs).index(slot)
-            for source in learned.sources if learned is not None and stock_layer(module) is None else ():
+            for source in learned.sources if learned is not None and own_layer(module) is None else ():
                 shape = tuple(self._model.get_parameter(source).shape)
                 axes = learned.axes if learned is not None and len(learned.sources) == 1 else None
                 layout = operand_layout(product, index, shape, args, kwargs, axes)

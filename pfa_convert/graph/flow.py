@@ -18,8 +18,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from pfa_convert.feedback.follow import axes_after, is_elementwise, is_lookup, keeps_mixtures, plain_name
 from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import Product, at, operand_layout, product_of
-from pfa_convert.graph.parametrized import raw_weight
 from pfa_convert.graph.trace import is_plain_function
 
 

@@ -18,14 +18,16 @@ from pfa_convert.feedback.direct import DirectPathway, OutputErrors, with_output
 from pfa_convert.feedback.redirect import run_redirected
 from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.graph.code import methods_that_name
-from pfa_convert.graph.layers import feedback_forward, stock_layer
-from pfa_convert.graph.sites import feedback_path, plain_class
+from pfa_convert.graph.layers import own_layer
+from pfa_convert.graph.sites import feedback_path
+from pfa_convert.graph.subclass import change_class, plain_again, with_layer_forward, with_wrapped_method
 
 
 def rewrite_layer(layer: nn.Module) -> None:
     """Give one of PyTorch's layers the forward that uses its feedback weight."""
-    if stock_layer(layer) is not None and not hasattr(type(layer), "plain_class"):
-        give_method(layer, "forward", feedback_forward(layer))
+    kind = own_layer(layer)
+    if kind is not None and not hasattr(type(layer), "plain_class"):
+        change_class(layer, with_layer_forward, kind.kind)
 
 
 def rewrite_owner(owner: nn.Module, weights: Iterable[str]) -> None:
@@ -43,16 +45,18 @@ def rewrite_owner(owner: nn.Module, weights: Iterable[str]) -> None:
         return
     owner.redirected_weights = kept  # type: ignore[assignment]
     for name in methods_that_name(owner, {weight[0] for weight, _ in kept}):
-        give_method(owner, name, _redirecting(getattr(plain_class(owner), name)))
+        change_class(owner, with_wrapped_method, name, redirecting)
 
 
 @cache
-def _redirecting(method: Callable[..., Any]) -> Callable[..., Any]:
+def redirecting(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method whose calls that apply one of the owner's weights are redirected."""
+
     @functools.wraps(method)
-    def redirecting(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def redirected(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run_redirected(method, list(_weights_of(self)), _constants_of(self), self, *args, **kwargs)
 
-    return redirecting
+    return redirected
 
 
 def _weights_of(owner: Any) -> Iterator[tuple[nn.Parameter, FeedbackWeight]]:
@@ -93,32 +97,13 @@ def tap_output(model: nn.Module) -> None:
     for feedback, pathway in direct:
         feedback.pathway = pathway.sharing(errors)
     model.output_errors = errors  # type: ignore[assignment]
-    give_method(model, "forward", with_output_tap(type(model).forward))
+    change_class(model, with_wrapped_method, "forward", with_output_tap)
 
 
 def restore(module: nn.Module) -> None:
     """Undo the rewrite of one module: its class, its forward, its feedback state."""
-    plain = getattr(type(module), "plain_class", None)
-    if plain is not None:
-        module.__class__ = plain
-        for name in ("redirected_weights", "output_errors"):
-            module.__dict__.pop(name, None)
+    plain_again(module)
+    for name in ("redirected_weights", "output_errors"):
+        module.__dict__.pop(name, None)
     for name in [n for n, child in module._modules.items() if isinstance(child, FeedbackWeight)]:
         del module._modules[name]
-
-
-def give_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
-    """Give a module a class of its own, in which one method is another; `restore` undoes it."""
-    module.__class__ = _subclass(type(module), name, method)  # type: ignore[arg-type]
-
-
-@cache
-def _subclass(base: type[nn.Module], name: str, method: Callable[..., Any]) -> type[nn.Module]:
-    plain = getattr(base, "plain_class", base)
-    members = {
-        name: method,
-        "plain_class": plain,
-        "__module__": plain.__module__,
-        "__doc__": f"{plain.__name__} whose error goes back through a feedback weight.",
-    }
-    return type(f"Feedback{plain.__name__}", (base,), members)

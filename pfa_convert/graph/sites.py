@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.weight import FEEDBACK_ATTRIBUTE
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,6 @@ class Unconverted:
         """The number of elements of the weight."""
         return math.prod(self.weight_shape) if self.weight_shape else 0
 
-
-FEEDBACK_ATTRIBUTE = "feedback_of_{parameter}"
-"""The submodule that holds a parameter's feedback state, in the module that holds the parameter."""
 
 _PARAMETRIZED = re.compile(r"(.*?)\.?parametrizations\.(\w+)\.original\d*")
 

@@ -16,7 +16,7 @@ from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.pathway import Pathway
 from pfa_convert.registry import Registry
 
-RULES: Registry[type[Rule]] = Registry("rule", "pfa_convert.rules")
+RULES: Registry[type[Rule]] = Registry("rule", "pfa_convert.rules", plugins="pfa_convert.rules")
 
 
 class Rule(BaseModel):

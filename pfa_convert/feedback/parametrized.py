@@ -17,30 +17,38 @@ from pfa_convert.feedback.redirect import GivenFeedback, tap
 from pfa_convert.feedback.weight import FeedbackWeight
 
 
-def raw_weight(layer: nn.Module) -> str:
+def is_computed(layer: nn.Module, name: str) -> bool:
+    """Say whether one of the layer's weights is parametrized at present."""
+    chains = layer._modules.get("parametrizations")
+    return chains is not None and name in chains._modules
+
+
+def raw_weight(layer: nn.Module, name: str = "weight") -> str:
     """Return the path, from the layer, of the raw weight: the one with the shape of the layer's weight.
 
     Weight norm has two Parameters, the norms and the direction; the direction is the raw weight. Where
-    none has the shape, the answer is `weight`, which no Parameter has.
+    none has the shape, the answer is the name of the computed weight, which no Parameter has.
     """
-    chain: Any = layer.parametrizations.weight  # type: ignore[union-attr]
-    names = [name for name in _originals(chain) if isinstance(getattr(chain, name), nn.Parameter)]
-    shape = _shape(layer, chain)
-    fitting = [name for name in reversed(names) if getattr(chain, name).shape == shape]
-    return f"parametrizations.weight.{fitting[0]}" if fitting else "weight"
+    chain: Any = layer.parametrizations[name]  # type: ignore[index]
+    fitting = _raw_of_shape(chain, _shape(layer, name, chain))
+    return f"parametrizations.{name}.{fitting}" if fitting else name
 
 
-def parametrized_weight(layer: Any) -> tuple[Tensor, GivenFeedback | FeedbackWeight]:
-    """Return the layer's present weight and its feedback weight, from its raw ones."""
+def parametrized_weight(
+    layer: Any, name: str, feedback: FeedbackWeight
+) -> tuple[Tensor, GivenFeedback | FeedbackWeight]:
+    """Return one of the layer's weights as it is now and its feedback weight, from the raw ones."""
     if not torch.is_grad_enabled():
-        weight = layer.weight
+        weight = getattr(layer, name)
         return weight, GivenFeedback(weight)
-    chain, feedback = layer.parametrizations.weight, layer.feedback_of_weight
-    raw = feedback.parameter_name.rpartition(".")[2]
-    originals = {name: getattr(chain, name) for name in _originals(chain)}
-    V = originals[raw]
     if not feedback.pathway.follows_weight:
-        return layer.weight, feedback
+        return getattr(layer, name), feedback
+    chain = layer.parametrizations[name]
+    raw = _raw_of_shape(chain, feedback.pathway.layout.shape)
+    if raw is None:
+        return getattr(layer, name), feedback
+    originals = {original: getattr(chain, original) for original in _originals(chain)}
+    V = originals[raw]
     steps = list(_compute(chain, list((originals | {raw: tap(V, feedback)}).values())))
     with torch.no_grad():
         F = list((originals | {raw: feedback.feedback_weight(V)}).values())
@@ -49,12 +57,17 @@ def parametrized_weight(layer: Any) -> tuple[Tensor, GivenFeedback | FeedbackWei
     return steps[-1][1], GivenFeedback(F[0])
 
 
-def _shape(layer: nn.Module, chain: nn.Module) -> torch.Size:
-    """Return the shape of the layer's weight; in training mode, spectral norm would change its buffers."""
+def _raw_of_shape(chain: Any, shape: Sequence[int]) -> str | None:
+    names = [name for name in _originals(chain) if isinstance(getattr(chain, name), nn.Parameter)]
+    return next((name for name in reversed(names) if getattr(chain, name).shape == tuple(shape)), None)
+
+
+def _shape(layer: nn.Module, name: str, chain: nn.Module) -> torch.Size:
+    """Return the shape of a layer's weight; in training mode, spectral norm would change its buffers."""
     modes = {step: step.training for step in chain.modules()}
     chain.eval()
     with torch.no_grad():
-        shape: torch.Size = layer.weight.shape  # type: ignore[assignment]
+        shape: torch.Size = getattr(layer, name).shape
     for step, mode in modes.items():
         step.training = mode
     return shape
