@@ -9,39 +9,46 @@ from rich.table import Table
 
 from pfa_convert.reporting.results import Row, Variant, rows
 
+BEST = "best %"
 HEADINGS = (
     "recipe",
     "seeds",
     "top-1 %",
+    BEST,
     "gap to bp",
     "paper %",
     "its gap",
     "minus paper",
     "within noise",
-    "s/run",
 )
 PAPERS = "the paper's, seed 0"
 ANGLES = ("recipe", "final path angles (degrees), by layer", PAPERS, "norm ratios", PAPERS)
 
 
-def accuracy_table(variants: Mapping[str, Variant]) -> list[Sequence[str]]:
-    """Return the headings and then a row for each variant with a finished run, as they are printed."""
-    return _without_empty_columns([HEADINGS, *(_cells(row) for row in rows(variants))])
+def accuracy_table(variants: Mapping[str, Variant], *, best: bool = True) -> list[Sequence[str]]:
+    """Return the headings and then a row for each variant with a finished run, as text.
+
+    `best` says whether the accuracy of the best epoch is among the columns.
+    """
+    table = [HEADINGS, *(_cells(row) for row in rows(variants))]
+    if not best:
+        table = [
+            [cell for cell, heading in zip(row, HEADINGS, strict=True) if heading != BEST] for row in table
+        ]
+    return _without_empty_columns(table)
 
 
 def _cells(row: Row) -> Sequence[str]:
     return (
         row.recipe,
         str(row.seeds),
-        f"{row.mean:.2f}" + (f" ± {row.std:.2f}" if row.seeds > 1 else ""),
-        _signed(row.gap),
-        ""
-        if row.paper_mean is None
-        else f"{row.paper_mean:.2f}" + (f" ± {row.paper_std:.2f}" if row.paper_std else ""),
+        _with_spread(row.mean, row.std if row.seeds > 1 else None),
+        _with_spread(row.best_mean, row.best_std if row.seeds > 1 else None),
+        _signed(row.gap) + ("" if row.gap_error is None else f" ± {row.gap_error:.2f}"),
+        "" if row.paper_mean is None else _with_spread(row.paper_mean, row.paper_std),
         _signed(row.paper_gap),
         _signed(row.difference),
         {True: "yes", False: "no", None: ""}[row.within_noise],
-        f"{row.seconds:.0f}",
     )
 
 
@@ -73,6 +80,10 @@ def _without_empty_columns(table: Sequence[Sequence[str]]) -> list[Sequence[str]
     return [[row[column] for column in kept] for row in table]
 
 
+def _with_spread(value: float, spread: float | None) -> str:
+    return f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"
+
+
 def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
 
@@ -80,7 +91,7 @@ def _signed(value: float | None) -> str:
 def print_results(console: Console, experiments: Mapping[str, Mapping[str, Variant]]) -> None:
     """Print the table of each experiment, beside the paper's numbers, and which runs are not finished."""
     for variants in experiments.values():
-        headings, *body = accuracy_table(variants)
+        headings, *body = accuracy_table(variants, best=False)
         if body:
             table = Table(box=None, header_style="bold", pad_edge=False)
             table.add_column(headings[0], no_wrap=True)

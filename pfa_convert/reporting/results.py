@@ -100,7 +100,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: accuracies in percent, `gap` to the experiment's `bp`.
+    """One line of the table: accuracies in percent, `best` the highest of a run's epochs.
+
+    `gap` is the difference to the experiment's `bp`; its standard error `gap_error` is that of the
+    differences between runs of the same seed.
 
     `within_noise` says whether the difference is below twice its standard error, where that is known.
     """
@@ -109,7 +112,10 @@ class Row:
     seeds: int
     mean: float
     std: float
+    best_mean: float
+    best_std: float
     gap: float | None
+    gap_error: float | None
     paper_mean: float | None
     paper_std: float | None
     paper_gap: float | None
@@ -152,7 +158,32 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
     for runs in found.values():
         variant = Variant(tuple(sorted(runs, key=lambda run: run.seed)))
         experiments.setdefault(variant.experiment, {})[variant.label] = variant
+    experiments = _with_backpropagation(experiments)
     return {name: _in_order(variants) for name, variants in sorted(experiments.items())}
+
+
+def _with_backpropagation(experiments: dict[str, dict[str, Variant]]) -> dict[str, dict[str, Variant]]:
+    """Give each experiment without `bp` that of another one with the same model, data and epochs.
+
+    One that has nothing but the runs it lent is not an experiment of its own.
+    """
+
+    def task(variant: Variant) -> tuple[Any, ...]:
+        recipe = variant.recipe
+        return recipe.model, recipe.init, recipe.data, recipe.train.epochs
+
+    offered = [(name, v["bp"]) for name, v in experiments.items() if "bp" in v]
+    lent, found = set(), {}
+    for name, variants in experiments.items():
+        found[name] = dict(variants)
+        if "bp" in variants:
+            continue
+        for lender, bp in offered:
+            if all(task(bp) == task(variant) for variant in variants.values()):
+                found[name]["bp"] = bp
+                lent.add(lender)
+                break
+    return {name: v for name, v in found.items() if name not in lent or set(v) != {"bp"}}
 
 
 def _from_epoch_0(records: list[dict[str, Any]]) -> list[Any]:
@@ -165,12 +196,25 @@ def rows(variants: Mapping[str, Variant]) -> list[Row]:
     done = {label: variant for label, variant in variants.items() if variant.finished}
     means = {label: fmean(run.accuracies[-1] for run in v.finished) for label, v in done.items()}
     published = {label: variant.paper.get("final_mean") for label, variant in done.items()}
-    return [_row(variant, means.get("bp"), published.get("bp")) for variant in done.values()]
+    return [
+        _row(variant, means.get("bp"), published.get("bp"), _paired_error(variant, done.get("bp")))
+        for variant in done.values()
+    ]
 
 
-def _row(variant: Variant, bp: float | None, paper_bp: float | None) -> Row:
+def _paired_error(variant: Variant, bp: Variant | None) -> float | None:
+    """Return the standard error of the mean difference to `bp` over the seeds that both have."""
+    if bp is None or bp is variant:
+        return None
+    of_bp = {run.seed: run.accuracies[-1] for run in bp.finished}
+    gaps = [run.accuracies[-1] - of_bp[run.seed] for run in variant.finished if run.seed in of_bp]
+    return stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else None
+
+
+def _row(variant: Variant, bp: float | None, paper_bp: float | None, gap_error: float | None) -> Row:
     accuracies = [run.accuracies[-1] for run in variant.finished]
     mean, std = _mean_and_std(accuracies)
+    best_mean, best_std = _mean_and_std(max(run.accuracies) for run in variant.finished)
     paper_mean, paper_std = variant.paper.get("final_mean"), variant.paper.get("final_std")
     difference = None if paper_mean is None else mean - paper_mean
     within = None
@@ -182,7 +226,10 @@ def _row(variant: Variant, bp: float | None, paper_bp: float | None) -> Row:
         seeds=len(accuracies),
         mean=mean,
         std=std,
+        best_mean=best_mean,
+        best_std=best_std,
         gap=None if bp is None else mean - bp,
+        gap_error=gap_error,
         paper_mean=paper_mean,
         paper_std=paper_std,
         paper_gap=None if paper_mean is None or paper_bp is None else paper_mean - paper_bp,

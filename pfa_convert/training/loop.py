@@ -101,6 +101,8 @@ def train(
         watcher = watcher if watcher and processes.main else Watcher()
         if recipe.train.compile and not session.compiled:
             watcher.note("no C++ compiler found (CXX names one): the model runs uncompiled")
+        if not continuing and (left := session.start_left()) is not None:
+            watcher.note(f"by its schedules, the run leaves {left:.2%} of what F began with")
         return _run(session, folder, stop, watcher)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ from torch.nn import functional
 from pfa_convert.alignment import gradient_angles
 from pfa_convert.convert import strip_feedback
 from pfa_convert.data import Data
-from pfa_convert.data.base import Share, Split
+from pfa_convert.data.base import Share, Split, batch_starts
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.coupling import couple
 from pfa_convert.feedback.weight import learning_between_steps
@@ -27,6 +28,7 @@ from pfa_convert.training.averaging import WeightAverage
 from pfa_convert.training.checkpoint import load_training, save_training
 from pfa_convert.training.distributed import Processes
 from pfa_convert.training.evaluation import Score, evaluate, to_device_format
+from pfa_convert.training.forgetting import share_left
 from pfa_convert.training.setup import make_model, make_optimizer
 
 EVALUATION_VALUES = 1000 * 3 * 32 * 32
@@ -79,6 +81,15 @@ class Session:
             self.model.compile(fullgraph=True)
         self.forward: Any = processes.parallel(self.model)
         self._buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in plain}
+
+    def start_left(self) -> float | None:
+        """Return `s` at the end of the run, by its schedules; None where nothing is to be forgotten so."""
+        recipe = self.recipe
+        coupled = self.coupling is not None and "collapsed" in self.coupling.strategy.values()
+        batches = batch_starts(len(self.data.train), recipe.data.batch_size, self.processes.share, True)
+        steps = math.ceil(len(batches) / recipe.train.gradient_accumulation)
+        after = share_left(recipe, steps) if coupled and recipe.train.epochs else None
+        return after[-1] if after else None
 
     def judge(self, split: Split) -> Score:
         """Return the model's score on a split, with averaged weights if the recipe asks for them."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from pfa_convert import UserError, load_recipe
 from pfa_convert.recipe_files import packaged_recipes
 from pfa_convert.reporting.page import write_report
-from pfa_convert.reporting.result_figures import alignment_figure
+from pfa_convert.reporting.result_figures import alignment_figure, pictures
 from pfa_convert.reporting.result_tables import print_results
 from pfa_convert.reporting.results import Variant, paper, read_runs, rows
 
@@ -59,6 +59,11 @@ def test_the_table_is_what_statistics_says(runs):
         error = math.hypot(published.std / math.sqrt(5), row.std / math.sqrt(len(finals)))
         assert row.within_noise == (abs(row.difference) <= 2 * error)
         assert row.seconds == 6
+    assert table["mnist-mlp-bp"].gap_error is None
+    paired = [ours - bps for ours, bps in zip(FINALS["pfa"], FINALS["bp"], strict=True)]
+    assert table["mnist-mlp-pfa"].gap_error == pytest.approx(statistics.stdev(paired) / math.sqrt(3))
+    paired = [ours - bps for ours, bps in zip(FINALS["fa"], FINALS["bp"][:2], strict=True)]
+    assert table["mnist-mlp-fa"].gap_error == pytest.approx(statistics.stdev(paired) / math.sqrt(2))
     assert table["mnist-mlp-pfa"].within_noise and not table["mnist-mlp-fa"].within_noise
 
 
@@ -108,7 +113,10 @@ def test_the_report_is_complete_and_needs_nothing_else(runs, tmp_path):
         *("report.md", "index.html", "results.json"),
     }
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "| mnist-mlp-bp | 3 | 98.40 ± 0.10 | +0.00 | 98.38 ± 0.03 | +0.00 | +0.02 | yes | 6 |" in text
+    assert (
+        "| mnist-mlp-bp | 3 | 98.40 ± 0.10 | 98.40 ± 0.10 | +0.00 | 98.38 ± 0.03 | +0.00 | +0.02 | yes |"
+        in text
+    )
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert 'src="http' not in page and "<link" not in page and "<script" not in page
@@ -129,6 +137,38 @@ def test_densities_and_expansions_have_their_own_figures(tmp_path):
     assert {"mnist-sparse-density.png", "mnist-expansion-expansion.svg"} <= written
 
 
+def test_an_experiment_without_backpropagation_is_compared_with_the_same_task_of_another(tmp_path):
+    for seed, final in enumerate([98.0, 98.2]):
+        write_run(tmp_path / "a" / f"bp-{seed}", "mnist-mlp-bp", seed, final)
+        write_run(tmp_path / "a" / f"fa-{seed}", "mnist-sparse-fa-0.3", seed, final - 1 - seed)
+        write_run(tmp_path / "b" / f"pfa-{seed}", "digits-mlp-pfa", seed, final)
+    experiments = read_runs([tmp_path / "a", tmp_path / "b"])
+    assert {name: list(variants) for name, variants in experiments.items()} == {
+        "digits-mlp": ["pfa"],
+        "mnist-sparse": ["bp", "fa-0.3"],
+    }
+    row = rows(experiments["mnist-sparse"])[1]
+    assert row.gap == pytest.approx(-1.5) and row.gap_error == pytest.approx(0.5)
+
+
+def test_the_best_epoch_counts_where_it_is_not_the_last(tmp_path):
+    write_run(tmp_path / "seed-0", "mnist-sparse-fa-0.3", 0, 97.0)
+    log = tmp_path / "seed-0" / "log.jsonl"
+    log.write_text(log.read_text().replace('"test_top1": 96.0', '"test_top1": 97.5'))
+    (row,) = rows(read_runs([tmp_path])["mnist-sparse"])
+    assert (row.mean, row.best_mean) == (97.0, 97.5)
+
+
+def test_first_decays_have_a_figure_by_strength_and_length(tmp_path):
+    for name in ("0.003-1", "0.03-1", "0.03-2"):
+        write_run(tmp_path / "runs" / name, f"mnist-forgetting-pfa-{name}", 0, 98.0)
+    variants = read_runs([tmp_path / "runs"])["mnist-forgetting"]
+    (picture,) = [p for p in pictures("mnist-forgetting", variants) if p.name.endswith("forgetting")]
+    lines = {line.get_label(): list(line.get_xdata()) for line in picture.figure.axes[0].lines}
+    assert lines == {"pfa, 1 epoch": [0.003, 0.03], "pfa, 2 epochs": [0.03]}
+    assert list(picture.figure.axes[1].lines[0].get_ydata()) == [98.0, 98.0]
+
+
 def test_variants_come_by_rule_and_then_by_number(tmp_path):
     finals = {
         "fa-0.05": 97.0,
@@ -147,12 +187,13 @@ def test_variants_come_by_rule_and_then_by_number(tmp_path):
 def test_a_narrow_terminal_shows_names_whole_and_no_empty_column(runs, tmp_path):
     write_run(runs / "mnist-mlp-pfa-o" / "seed-0", "mnist-mlp-pfa-o", 0, 98.4)
     write_run(tmp_path / "more" / "seed-0", "mnist-sparse-pfa-0.05", 0, 98.0)
-    stream = io.StringIO()
-    print_results(Console(file=stream, width=80), read_runs([runs, tmp_path / "more"]))
-    published, unpublished = stream.getvalue().split("mnist-sparse-pfa-0.05")
-    assert "mnist-mlp-pfa " in published and "…" not in published
-    assert "paper" in published and "paper" not in published.rpartition("recipe")[2]
-    assert unpublished.split() == ["1", "98.00", "6"]
+    published, unpublished = io.StringIO(), io.StringIO()
+    print_results(Console(file=published, width=80), read_runs([runs]))
+    print_results(Console(file=unpublished, width=80), read_runs([tmp_path / "more"]))
+    assert "mnist-mlp-pfa " in published.getvalue() and "…" not in published.getvalue()
+    assert "paper" in published.getvalue()
+    assert unpublished.getvalue().split()[-3:] == ["mnist-sparse-pfa-0.05", "1", "98.00"]
+    assert "paper" not in unpublished.getvalue()
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

@@ -21,8 +21,10 @@ from pfa_convert.recipe import ScheduleSection
 from pfa_convert.reporting.run_progress import ProgressWatcher
 from pfa_convert.rules import RULES
 from pfa_convert.seeds import derived_seed
+from pfa_convert.training.forgetting import share_left
 from pfa_convert.training.schedules import factor
 from pfa_convert.training.setup import make_model
+from pfa_convert.training.watcher import Watcher
 
 CPU = torch.device("cpu")
 
@@ -174,6 +176,36 @@ def test_without_a_compiler_the_model_runs_uncompiled_and_one_line_says_so(tmp_p
     assert [line.strip() for line in said] == [
         "no C++ compiler found (CXX names one): the model runs uncompiled"
     ]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_what_the_schedules_leave_of_the_start_is_known_before_the_run(tmp_path, nesterov):
+    settings = ["train.epochs=4", "train.lr_schedule={name: cosine}", f"train.optimizer.nesterov={nesterov}"]
+    recipe = load_recipe("digits-mlp-pfa", settings)
+    watcher = Notes()
+    train(recipe, output=tmp_path, watcher=watcher)
+    kept = load_file(tmp_path / "last.safetensors")
+    s = next(value[0].item() for name, value in kept.items() if name.endswith(".forgetting"))
+    steps = math.ceil((1797 - 360) / recipe.data.batch_size)
+    assert share_left(recipe, steps)[-1] == pytest.approx(s, rel=1e-9)
+    assert watcher.notes == [f"by its schedules, the run leaves {s:.2%} of what F began with"]
+
+
+def test_what_is_left_is_known_for_sgd_alone(tmp_path):
+    recipe = load_recipe("digits-mlp-pfa", ["train.optimizer={name: adamw, lr: 0.001}"])
+    assert share_left(recipe, 10) is None
+    train(load_recipe("digits-mlp-fa", ["train.epochs=1"]), output=tmp_path, watcher=(watcher := Notes()))
+    assert watcher.notes == []
+
+
+class Notes(Watcher):
+    """Keeps what a run tells beside its progress."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 def test_a_nan_names_where_it_began(tmp_path):
