@@ -71,6 +71,11 @@ class FollowWeights(TorchFunctionMode):
         self._learned = list(weights)
         self._constants = list(constants)
 
+    def forget(self) -> None:
+        """Let go of all tensors: they refer back to what notes them, and would be kept until a collection."""
+        self._learned.clear()
+        self._constants.clear()
+
     def applied(
         self,
         function: Any,
@@ -201,7 +206,8 @@ class FollowWeights(TorchFunctionMode):
         shared = Learned(torch.empty(0), sources, None, mixed, recompute) if several else None
         for index, tensor in enumerate(result if several else (result,)):
             if isinstance(tensor, Tensor) and self.find(tensor) is None:
-                axes = None if mixed else _axes(func, args, kwargs, learned[0], tensor)
+                known = not mixed and product_of(func) is None
+                axes = _axes(func, args, kwargs, learned[0], tensor) if known else None
                 part = recompute if shared is None else _part(shared, index)
                 self.remember(Learned(tensor, sources, axes, mixed, part, learned[0].direct))
 
@@ -317,10 +323,6 @@ _RESHAPING = frozenset(
         "movedim",
         "moveaxis",
         "stack",
-        "einsum",
-        "matmul",
-        "mm",
-        "bmm",
     ]
 )
 _SHAPING = _RESHAPING | frozenset(
