@@ -152,6 +152,7 @@ _CONVOLUTIONS = {
     for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 }
 _CONVOLUTION = _product("convolution", (0, "input"), (1, "weight"), weight=1)
+_GROUPED = _product("grouped_mm", (0, "mat_a"), (1, "mat_b"), roles=_of_matmul)
 _BILINEAR = _product("bilinear", (0, "input1"), (1, "input2"), (2, "weight"), weight=2)
 
 
@@ -183,6 +184,9 @@ def _table() -> dict[Any, Product]:
         packet = getattr(aten, name)
         for call in (getattr(torch, name), getattr(Tensor, name), packet, packet.default):
             table[call] = product
+    for home, name in ((torch, "_grouped_mm"), (functional, "grouped_mm"), (aten, "_grouped_mm")):
+        if hasattr(home, name):
+            table[getattr(home, name)] = _GROUPED
     for name, product in _CONVOLUTIONS.items():
         packet = getattr(aten, name)
         for call in (getattr(torch, name), packet, *(getattr(packet, o) for o in packet.overloads())):
