@@ -226,7 +226,7 @@ class _Walk:
                 self.found.used[path] = "computes a weight" if computes else NOT_REACHED
 
     def _user_of(self, module: nn.Module) -> nn.Module:
-        """Return the module whose code uses a module's own Parameters: for a mere list, the one that has it."""
+        """Return the module whose code uses a module's Parameters: for a mere list, the one that has it."""
         while isinstance(module, CONTAINERS) and self._names[module]:
             module = self._model.get_submodule(self._names[module].rpartition(".")[0])
         return module
