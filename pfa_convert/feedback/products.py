@@ -229,9 +229,9 @@ def operand_layout(
         transposed, groups = _convolution_of(product, args, kwargs)
         divides = groups > 0 and shape[0] % groups == 0
         return WeightLayout(shape, groups if divides else 1, transposed)
-    if axes is None or len(axes) != len(shape):
+    roles = None if axes is None else product.roles(index, len(axes), args, kwargs)
+    if axes is None or len(axes) != len(shape) or (roles and max((*roles.inputs, *roles.batch)) >= len(axes)):
         return WeightLayout(shape) if len(shape) > 1 else product_layout(shape, (0,), ())
-    roles = product.roles(index, len(axes), args, kwargs)
     if roles is None:
         roles = Roles(tuple(range(1, len(axes))))
     inputs, batch = (tuple(sorted(axes[d] for d in dims)) for dims in (roles.inputs, roles.batch))

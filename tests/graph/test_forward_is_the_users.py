@@ -17,7 +17,7 @@ from pfa_convert import convert, revert
 
 
 def parameter(*shape):
-    return nn.Parameter(torch.randn(*shape))
+    return nn.Parameter(torch.randn(shape))
 
 
 def module(forward, **attributes):
