@@ -68,11 +68,15 @@ def packaged_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
 
 
-def packaged_recipes() -> dict[str, tuple[RecipeFile, Choice]]:
-    """Return every recipe that comes with the package, by name: each variant of each file."""
+def packaged_recipes(begun: str | None = None) -> dict[str, tuple[RecipeFile, Choice]]:
+    """Return every recipe that comes with the package, by name: each variant of each file.
+
+    With `begun`, only those of files whose name it begins with, and no other file is read.
+    """
     return {
         "-".join([stem, *choice.values()]): (file, choice)
         for stem, path in packaged_files().items()
+        if begun is None or begun == stem or begun.startswith(f"{stem}-")
         for file in [read_file(path)]
         for choice in file.choices()
     }
@@ -119,9 +123,10 @@ def _find(source: str | Path, extending: tuple[Path, ...]) -> tuple[RecipeFile, 
     files = packaged_files()
     if str(source) in files:
         return read_file(files[str(source)], extending), {}
-    packaged = packaged_recipes()
+    packaged = packaged_recipes(str(source))
     if str(source) not in packaged:
-        raise UserError(f"unknown recipe {str(source)!r}", given=str(source), choices=[*files, *packaged])
+        choices = [*files, *packaged_recipes()]
+        raise UserError(f"unknown recipe {str(source)!r}", given=str(source), choices=choices)
     return packaged[str(source)]
 
 

@@ -71,6 +71,11 @@ class FollowWeights(TorchFunctionMode):
         self._learned = list(weights)
         self._constants = list(constants)
 
+    def forget(self) -> None:
+        """Let go of all tensors: they refer back to what notes them, and would be kept until a collection."""
+        self._learned.clear()
+        self._constants.clear()
+
     def applied(
         self,
         function: Any,
@@ -189,7 +194,9 @@ class FollowWeights(TorchFunctionMode):
     ) -> None:
         """Note that a result is computed from weights, with the way to compute it from feedback weights."""
         several = isinstance(result, list | tuple)
-        sources = tuple(dict.fromkeys(source for one in learned for source in one.sources))
+        sizes = [(one.tensor.dim(), one.tensor.numel()) for one in learned]
+        weights = [learned[index] for index in those_that_count(func, sizes)]
+        sources = tuple(dict.fromkeys(source for one in weights for source in one.sources))
 
         def feedback_of(operand: Any) -> Any:
             found = self.find(operand)
@@ -201,7 +208,8 @@ class FollowWeights(TorchFunctionMode):
         shared = Learned(torch.empty(0), sources, None, mixed, recompute) if several else None
         for index, tensor in enumerate(result if several else (result,)):
             if isinstance(tensor, Tensor) and self.find(tensor) is None:
-                axes = None if mixed else _axes(func, args, kwargs, learned[0], tensor)
+                known = not mixed and product_of(func) is None
+                axes = _axes(func, args, kwargs, weights[0], tensor) if known else None
                 part = recompute if shared is None else _part(shared, index)
                 self.remember(Learned(tensor, sources, axes, mixed, part, learned[0].direct))
 
@@ -257,6 +265,20 @@ def is_elementwise(func: Any) -> bool:
 def keeps_mixtures(func: Any) -> bool:
     """Say whether what a function makes of a mixture of weights is still one."""
     return plain_name(func) in _SHAPING or is_elementwise(func)
+
+
+def those_that_count(func: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Return which of the tensors that make up a weight are weights themselves, by dimensions and elements.
+
+    Where they are multiplied as matrices, added or put side by side, all of two dimensions or more are. In
+    anything else, `g * V / |V|`, those smaller than the largest are its scale.
+    """
+    every = range(len(sizes))
+    if product_of(func) is not None or plain_name(func) in _ADDING:
+        kept = [index for index in every if sizes[index][0] > 1]
+    else:
+        kept = [index for index in every if sizes[index][1] == max(elements for _, elements in sizes)]
+    return kept or list(every)
 
 
 def _axes(
@@ -317,10 +339,6 @@ _RESHAPING = frozenset(
         "movedim",
         "moveaxis",
         "stack",
-        "einsum",
-        "matmul",
-        "mm",
-        "bmm",
     ]
 )
 _SHAPING = _RESHAPING | frozenset(
@@ -372,13 +390,14 @@ _ELEMENTWISE = frozenset(
         "dropout",
     ]
 )
+_ADDING = frozenset(["add", "radd", "iadd", "sub", "rsub", "isub", "cat", "stack", "where"])
 _LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", "take_along_dim", "index"])
 
 
 def _names() -> dict[Any, str]:
     """Return the names of the functions that are told apart; a compiler knows functions, not names."""
     names: dict[Any, str] = {}
-    for name in _SHAPING | _ELEMENTWISE | _LOOKUPS | _PROPERTIES:
+    for name in _SHAPING | _ELEMENTWISE | _ADDING | _LOOKUPS | _PROPERTIES:
         for home in (torch, functional, operator, Tensor):
             for spelled in (name, f"__{name}__", f"{name}_"):
                 found = getattr(home, spelled, None)

@@ -152,6 +152,7 @@ _CONVOLUTIONS = {
     for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 }
 _CONVOLUTION = _product("convolution", (0, "input"), (1, "weight"), weight=1)
+_GROUPED = _product("grouped_mm", (0, "mat_a"), (1, "mat_b"), roles=_of_matmul)
 _BILINEAR = _product("bilinear", (0, "input1"), (1, "input2"), (2, "weight"), weight=2)
 
 
@@ -183,6 +184,9 @@ def _table() -> dict[Any, Product]:
         packet = getattr(aten, name)
         for call in (getattr(torch, name), getattr(Tensor, name), packet, packet.default):
             table[call] = product
+    for home, name in ((torch, "_grouped_mm"), (functional, "grouped_mm"), (aten, "_grouped_mm")):
+        if hasattr(home, name):
+            table[getattr(home, name)] = _GROUPED
     for name, product in _CONVOLUTIONS.items():
         packet = getattr(aten, name)
         for call in (getattr(torch, name), packet, *(getattr(packet, o) for o in packet.overloads())):
@@ -225,9 +229,9 @@ def operand_layout(
         transposed, groups = _convolution_of(product, args, kwargs)
         divides = groups > 0 and shape[0] % groups == 0
         return WeightLayout(shape, groups if divides else 1, transposed)
-    if axes is None or len(axes) != len(shape):
+    roles = None if axes is None else product.roles(index, len(axes), args, kwargs)
+    if axes is None or len(axes) != len(shape) or (roles and max((*roles.inputs, *roles.batch)) >= len(axes)):
         return WeightLayout(shape) if len(shape) > 1 else product_layout(shape, (0,), ())
-    roles = product.roles(index, len(axes), args, kwargs)
     if roles is None:
         roles = Roles(tuple(range(1, len(axes))))
     inputs, batch = (tuple(sorted(axes[d] for d in dims)) for dims in (roles.inputs, roles.batch))

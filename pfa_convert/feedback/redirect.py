@@ -36,8 +36,12 @@ def run_redirected(
     """Return `function(*args, **kwargs)`; where it applies one of the weights, it does so with feedback."""
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
-    with Redirect([RawWeight(weight, feedback) for weight, feedback in weights], constants):
-        return function(*args, **kwargs)
+    redirect = Redirect([RawWeight(weight, feedback) for weight, feedback in weights], constants)
+    try:
+        with redirect:
+            return function(*args, **kwargs)
+    finally:
+        redirect.forget()
 
 
 def tap(V: Tensor, feedback: FeedbackWeight) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from pfa_convert.feedback.layers import LAYERS, Layer
 from pfa_convert.feedback.layout import WeightLayout
@@ -25,6 +26,7 @@ from pfa_convert.graph.standin import StandIn
 from pfa_convert.graph.trace import Call, Trace, call_of, call_with_everything, is_weight, trace_method
 
 COMPUTED = "its weight is computed by a hook, or from no Parameter of its shape"
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 NOT_REACHED = "no forward that could be followed uses it"
 
 
@@ -74,6 +76,7 @@ def discover(model: nn.Module) -> Discovery:
 class _Walk:
     def __init__(self, model: nn.Module) -> None:
         self.found = Discovery()
+        self._model = model
         self._names = {module: name for name, module in model.named_modules()}
         self._with_weights = {
             module for module in self._names if any(map(_may_be_weight, module.parameters()))
@@ -119,7 +122,7 @@ class _Walk:
         self._reached.add(module)
         if isinstance(module, torch.jit.ScriptModule):
             self._failures[module] = "a ScriptModule runs out of Python's sight"
-        elif isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+        elif isinstance(module, CONTAINERS):
             for child in module.children():
                 self._visit(child, training)
         else:
@@ -200,8 +203,9 @@ class _Walk:
 
     def _account(self, module: nn.Module) -> None:
         """Say of each of a module's own weights what became of it, if nothing has been said yet."""
-        failure = self._failures.get(module)
         name = self._names[module]
+        user = self._user_of(module)
+        failure = self._failures.get(user)
         if failure and may_apply_weights(module):
             self._follow_children(module)
         for method in public_methods(module) if self._unexplained(module) else ():
@@ -215,10 +219,17 @@ class _Walk:
                 layout = inherited.layout(module, module.get_parameter(parameter))
                 self.found.add(Site(site_name(path), plain_class(module).__name__, path, name, layout))
                 self.found.owner(name).weights.add(parameter)
-            elif failure and may_apply_weights(module):
-                self.found.leave(path, module, shape, _helped(module, failure))
+            elif failure and may_apply_weights(user):
+                self.found.leave(path, user, shape, _helped(user, failure))
             else:
-                self.found.used[path] = NOT_REACHED
+                computes = isinstance(module, ParametrizationList)
+                self.found.used[path] = "computes a weight" if computes else NOT_REACHED
+
+    def _user_of(self, module: nn.Module) -> nn.Module:
+        """Return the module whose code uses a module's Parameters: for a mere list, the one that has it."""
+        while isinstance(module, CONTAINERS) and self._names[module]:
+            module = self._model.get_submodule(self._names[module].rpartition(".")[0])
+        return module
 
     def _follow_children(self, module: nn.Module) -> None:
         """Have a module that cannot be followed redirect its own uses of its children's weights."""

@@ -22,6 +22,9 @@ from pfa_convert.graph.flow import use_name
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import Site, site_name
 
+FUSED = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
+"""PyTorch's operations that apply weights inside themselves."""
+
 Example = tuple[Sequence[Any], Mapping[str, Any]]
 
 
@@ -49,7 +52,7 @@ def discover_by_example(model: nn.Module, example: Example, found: Discovery) ->
     sites = list(dict.fromkeys(recorder.sites))
     add_sites(found, sites)
     for name, use in recorder.used.items():
-        if name not in found.applied():
+        if name not in found.applied() and use not in FUSED:
             found.unconverted.pop(name, None)
             found.used[name] = use
     return sites

@@ -16,7 +16,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
 
-from pfa_convert.feedback.follow import axes_after, is_elementwise, is_lookup, keeps_mixtures, plain_name
+from pfa_convert.feedback.follow import (
+    axes_after,
+    is_elementwise,
+    is_lookup,
+    keeps_mixtures,
+    plain_name,
+    those_that_count,
+)
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import Product, at, operand_layout, product_of
@@ -96,7 +103,7 @@ class _Flow:
             return self._attention(node)
         if product is not None:
             return self._product(product, node)
-        if is_plain_function(function) and learned:
+        if is_plain_function(function) and learned and any(value.activation for value in inputs):
             self._use(node, learned, f"goes into {function.__name__}()", function)
             return _ACTIVATION
         return self._compute(function, node, learned, inputs)
@@ -117,8 +124,23 @@ class _Flow:
             holder, _, _ = str(node.target).rpartition("parametrizations.")
             layer = self._owner.get_submodule(holder.rstrip("."))
             return _Value(frozenset([f"{holder}{raw_weight(layer)}"]))
+        inputs = [self._values[n] for n in node.all_input_nodes]
+        plain = next(module.parameters(), None) is None
+        if learned and plain and not any(value.activation for value in inputs):
+            return _Value(frozenset(path for value in learned for path in value.paths))
         self._use(node, learned, f"input of {node.target}")
         return _ACTIVATION
+
+    def _weights(self, function: Any, node: fx.Node, values: list[_Value]) -> list[_Value]:
+        """Return those of the values that a weight is computed from which are weights; the others scale it."""
+        sizes = []
+        for value in values:
+            parameters = [attribute(self._owner, path) for path in value.paths]
+            sizes.append((max(p.dim() for p in parameters), max(p.numel() for p in parameters)))
+        kept = those_that_count(function, sizes)
+        scales = [value for index, value in enumerate(values) if index not in kept and value.learned]
+        self._use(node, scales, "scale of a weight")
+        return [values[index] for index in kept]
 
     def _product(self, product: Product, node: fx.Node) -> _Value:
         weights: list[tuple[int, _Value]] = []
@@ -159,15 +181,17 @@ class _Flow:
         if name in _NO_TENSORS:
             return _CONSTANT
         activation = any(value.activation for value in inputs)
-        paths = frozenset(path for value in inputs if value.paths for path in value.paths)
+        weights = self._weights(function, node, [value for value in inputs if value.paths])
+        paths = frozenset(path for value in weights for path in value.paths)
         if learned and activation:
             self._use(node, learned, use_name(function))
             if is_lookup(function) or not is_elementwise(function):
                 return _ACTIVATION
             return _Value(paths, mixed=True, activation=True)
         if learned:
-            known = len(learned) == 1 or is_elementwise(function)
-            axes = axes_after(name, node.args[1:], dict(node.kwargs), learned[0].axes) if known else None
+            traced = not is_plain_function(function)
+            known = traced and (len(learned) == 1 or is_elementwise(function))
+            axes = axes_after(name, node.args[1:], dict(node.kwargs), weights[0].axes) if known else None
             return _Value(paths, axes)
         if paths and keeps_mixtures(function):
             return _Value(paths, mixed=True, activation=True)

@@ -98,3 +98,10 @@ def test_direct_feedback_is_not_claimed_where_it_has_no_meaning():
     x = torch.randn(3, 4)
     model(x).sum().backward()
     assert torch.equal(model(x), plain(x))
+
+
+def test_a_fused_recurrent_layer_stays_named_when_an_example_runs_it():
+    model = nn.Sequential(nn.LSTM(4, 3, batch_first=True))
+    for example in (None, ((torch.randn(2, 5, 4),), {})):
+        report = convert(model, "fa", example=example).conversion
+        assert {left.name for left in report.skipped} == {"0.weight_ih_l0", "0.weight_hh_l0"}

@@ -1,7 +1,9 @@
 """A converted model runs the forward that its user wrote: contexts, attributes, randomness, effects."""
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import timm
@@ -15,7 +17,7 @@ from pfa_convert import convert, revert
 
 
 def parameter(*shape):
-    return nn.Parameter(torch.randn(*shape))
+    return nn.Parameter(torch.randn(shape))
 
 
 def module(forward, **attributes):
@@ -218,3 +220,21 @@ def test_layers_and_weights_that_only_other_methods_use_are_sites(rule):
     report = convert(Lightning(), rule).conversion
     assert {site.name for site in report.sites} == {"body", "head", "aux", "projection"}
     assert not report.skipped
+
+
+def test_a_forward_keeps_no_activation_alive_after_it_has_ended():
+    kept = []
+
+    def forward(self, x):
+        hidden = functional.linear(x, self.W).view(2, 3)
+        kept.append(weakref.ref(hidden))
+        return hidden.sum()
+
+    model = convert(module(forward, W=parameter(3, 4)), "fa")
+    gc.collect()
+    gc.disable()
+    try:
+        model(torch.randn(2, 4))
+        assert kept[-1]() is None
+    finally:
+        gc.enable()

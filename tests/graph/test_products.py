@@ -184,6 +184,42 @@ def test_a_mixture_of_weights_sends_its_error_through_the_mixture_of_feedback_we
     assert relative_error(ours["W"], gradients(plain, x)[2]["W"]) <= EXACT
 
 
+def windows(table, size):
+    """Rows of a table, as code that looks at sizes takes them; torch.fx does not look inside."""
+    return table[torch.arange(int(size)) % len(table)]
+
+
+torch.fx.wrap("windows")
+
+
+def test_rows_that_an_untraced_function_takes_from_a_table_are_still_a_weight():
+    def relative(self, x):
+        return torch.einsum("bqc,kc->bqk", x, windows(self.table, x.shape[1]))
+
+    plain = module(relative, table=parameter(5, 4)).double()
+    model, x = convert(plain, "fa"), inputs()
+    assert [(site.name, site.kind) for site in model.conversion.sites] == [("table", "einsum()")]
+    twin = copy.deepcopy(plain)
+    with torch.no_grad():
+        twin.table.copy_(model.feedback_of_table.F0)
+    assert relative_error(gradients(model, x)[1], gradients(twin, x)[1]) <= EXACT
+
+
+@pytest.mark.parametrize("shape", [(1,), (5, 1), ()])
+@pytest.mark.parametrize("example", [False, True])
+def test_a_learned_scale_of_a_weight_is_no_site_and_scales_the_feedback_weight(shape, example):
+    scaled = module(lambda s, x: functional.linear(x, s.W * s.g), W=parameter(5, 4), g=parameter(*shape))
+    plain, x = scaled.double(), inputs()
+    model = convert(plain, "fa", example=((x,), {}) if example else None)
+    assert [site.name for site in model.conversion.sites] == ["W"] and not model.conversion.skipped
+    twin = copy.deepcopy(plain)
+    with torch.no_grad():
+        twin.W.copy_(model.feedback_of_W.F0)
+    (_, below, ours), (_, _, theirs) = gradients(model, x), gradients(plain, x)
+    assert relative_error(below, gradients(twin, x)[1]) <= EXACT
+    assert all(relative_error(ours[name], theirs[name]) <= EXACT for name in theirs)
+
+
 def test_a_table_that_is_added_is_no_site_and_its_use_is_named():
     plain = module(lambda s, x: functional.linear(x + s.table, s.W), W=parameter(5, 4), table=parameter(3, 4))
     report = convert(plain, "fa").conversion
