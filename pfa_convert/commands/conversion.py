@@ -37,6 +37,7 @@ def convert_by_name(
     options: Mapping[str, Any],
     overrides: Sequence[Mapping[str, Any]],
     seed: int,
+    strict: bool = False,
 ) -> Conversion:
     """Build the model and convert it; what is given here goes before what the recipe says."""
     section = load_recipe(recipe).convert if recipe else None
@@ -47,7 +48,12 @@ def convert_by_name(
     started = time.perf_counter()
     default_rule = section.rule if section else "pfa"
     converted = convert(
-        plain, rule or default_rule, options={**inherited, **options}, overrides=listed, seed=seed
+        plain,
+        rule or default_rule,
+        options={**inherited, **options},
+        overrides=listed,
+        seed=seed,
+        strict=strict,
     )
     return _checked(plain, converted, name, str(resolved), started)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from pfa_convert.commands.completion import complete_model, complete_recipe, complete_rule
 from pfa_convert.errors import UserError
@@ -33,6 +34,7 @@ from pfa_convert.reporting.progress import busy
 @click.option("--num-classes", type=click.IntRange(min=1), help="Outputs of the classifier.")
 @click.option("--seed", type=int, default=0, show_default=True, help="What feedback weights are drawn from.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the converted model to this file.")
+@click.option("--strict", is_flag=True, help="Refuse a model in which a learned weight would get no rule.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def convert_command(
     model: str,
@@ -44,6 +46,7 @@ def convert_command(
     num_classes: int | None,
     seed: int,
     output: Path | None,
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Convert MODEL, check that its forward is unchanged, and report every site.
@@ -58,6 +61,8 @@ def convert_command(
     if output is not None:
         _refuse_unwritable(output)
     resolved = None if model.endswith(".safetensors") else resolve(model)
+    if resolved is None:
+        _refuse_options_of_a_file(model)
     chosen = _pairs(options, "--option") | ({} if expansion is None else {"expansion": expansion})
     listed = [{"match": key, "rule": str(value)} for key, value in _pairs(overrides, "--override").items()]
 
@@ -68,7 +73,7 @@ def convert_command(
         if resolved is None:
             done = read_conversion(Path(model))
         else:
-            done = convert_by_name(resolved, num_classes, recipe, rule, chosen, listed, seed)
+            done = convert_by_name(resolved, num_classes, recipe, rule, chosen, listed, seed, strict)
         if output is not None:
             save(done.converted, output, done.name, num_classes=num_classes)
     report = done.converted.conversion
@@ -80,6 +85,14 @@ def convert_command(
             console.print(f"written to {output}")
     if done.summary["forward_max_difference"]:
         raise click.exceptions.Exit(1)
+
+
+def _refuse_options_of_a_file(path: str) -> None:
+    context = click.get_current_context()
+    for option in ("rule", "expansion", "options", "overrides", "recipe", "num_classes", "seed", "strict"):
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            name = next(p.opts[0] for p in context.command.params if p.name == option)
+            raise UserError(f"{path} holds its own conversion: name the model to convert anew", where=name)
 
 
 def _refuse_unwritable(output: Path) -> None:

@@ -132,7 +132,7 @@ class _Flow:
         return _ACTIVATION
 
     def _weights(self, function: Any, node: fx.Node, values: list[_Value]) -> list[_Value]:
-        """Return those of the values that a weight is computed from which are weights; the others scale it."""
+        """Return those values, of all that make up a weight, which are weights; the others scale it."""
         sizes = []
         for value in values:
             parameters = [attribute(self._owner, path) for path in value.paths]

@@ -64,6 +64,11 @@ def resolve(name: str) -> ResolvedModel:
     Raises:
         UserError: naming the nearest valid names.
     """
+    if "hf-hub:" in name or "hf_hub:" in name:
+        raise UserError(
+            f"{name!r} is a download, and nothing is downloaded: name the architecture, such as "
+            "timm/resnet18, and load its checkpoint with load_state_dict"
+        )
     if ":" in name:
         return ResolvedModel("factory", name)
     source, slash, rest = name.partition("/")
