@@ -20,6 +20,7 @@ from pfa_convert.graph.example import Example, add_sites, discover_by_example, f
 from pfa_convert.graph.overrides import Decision, decide
 from pfa_convert.graph.report import ConversionReport, OtherUse, SiteReport
 from pfa_convert.graph.rewrite import restore, rewrite_layer, rewrite_owner, tap_output
+from pfa_convert.graph.root import make_root, refuse_converted
 from pfa_convert.graph.sites import Site, Unconverted, feedback_path
 from pfa_convert.graph.subclass import give_method
 from pfa_convert.graph.trace import is_weight
@@ -59,14 +60,13 @@ def convert(
         strict: raise if a learned weight is skipped, or no forward that could be followed uses it.
 
     Returns:
-        The converted model; its attribute `conversion` is the ConversionReport.
+        The converted model; its attribute `conversion` is the ConversionReport of the model as it then is.
 
     Raises:
         UserError: for an unknown rule or option, an override that matches nothing, a model that is
-            converted already, or, if `strict`, weights that are left out.
+            converted already as a whole or in part, or, if `strict`, weights that are left out.
     """
-    if hasattr(model, "conversion"):
-        raise UserError("the model is converted already; revert it first")
+    refuse_converted(model)
     options, overrides = dict(options or {}), list(overrides)
     converted = model if inplace else copy.deepcopy(model)
 
@@ -97,13 +97,8 @@ def convert(
     settings = {"rule": rule, "options": options, "overrides": overrides, "seed": seed, "reinit": reinit}
     if shown:
         settings["example"] = [to_plain(site) for site in shown]
-    converted.conversion = ConversionReport(  # type: ignore[assignment]
-        tuple(_site_report(decision, added) for decision in decisions),
-        tuple(found.unconverted.values()),
-        seed,
-        settings,
-        others,
-    )
+    reports = tuple(_site_report(decision, added) for decision in decisions)
+    make_root(converted, ConversionReport(reports, tuple(found.unconverted.values()), seed, settings, others))
     return converted
 
 
@@ -195,7 +190,6 @@ def revert(converted: nn.Module, *, inplace: bool = False) -> Any:
     if not hasattr(converted, "conversion"):
         raise UserError("the model is not a converted one: it has no attribute 'conversion'")
     plain = converted if inplace else copy.deepcopy(converted)
-    del plain.conversion
     for module in list(plain.modules()):
         restore(module)
     return plain

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from pfa_convert.feedback.redirect import GivenFeedback, tap
-from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.feedback.weight import FeedbackWeight, raw_name
 
 
 def is_computed(layer: nn.Module, name: str) -> bool:
@@ -30,7 +30,7 @@ def raw_weight(layer: nn.Module, name: str = "weight") -> str:
     none has the shape, the answer is the name of the computed weight, which no Parameter has.
     """
     chain: Any = layer.parametrizations[name]  # type: ignore[index]
-    fitting = _raw_of_shape(chain, _shape(layer, name, chain))
+    fitting = raw_name(chain, _shape(layer, name, chain))
     return f"parametrizations.{name}.{fitting}" if fitting else name
 
 
@@ -44,7 +44,7 @@ def parametrized_weight(
     if not feedback.pathway.follows_weight:
         return getattr(layer, name), feedback
     chain = layer.parametrizations[name]
-    raw = _raw_of_shape(chain, feedback.pathway.layout.shape)
+    raw = raw_name(chain, feedback.pathway.layout.shape)
     if raw is None:
         return getattr(layer, name), feedback
     originals = {original: getattr(chain, original) for original in _originals(chain)}
@@ -55,11 +55,6 @@ def parametrized_weight(
         for step, (before, after) in zip(_steps(chain), steps, strict=True):
             F = [_step_of_feedback(step, F, before, after)]
     return steps[-1][1], GivenFeedback(F[0])
-
-
-def _raw_of_shape(chain: Any, shape: Sequence[int]) -> str | None:
-    names = [name for name in _originals(chain) if isinstance(getattr(chain, name), nn.Parameter)]
-    return next((name for name in reversed(names) if getattr(chain, name).shape == tuple(shape)), None)
 
 
 def _shape(layer: nn.Module, name: str, chain: nn.Module) -> torch.Size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,10 @@ class FeedbackWeight(nn.Module):
         """Return the present `F`, of the shape of `W`."""
         return self.pathway.feedback_weight(W, *self.state())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the optimizer: a copy is not coupled to it."""
+        return {**self.__dict__, "optimizer": None}
+
     def extra_repr(self) -> str:
         """Show the pathway and its state's shapes."""
         shapes = ", ".join(f"{name}={tuple(getattr(self, name).shape)}" for name in self.pathway.names)
@@ -92,10 +96,32 @@ def feedback_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Feed
     """Yield name, weight and feedback state of each weight that has one, once for a shared one."""
     for holder_name, holder in model.named_modules():
         for child in holder.children():
-            if isinstance(child, FeedbackWeight):
-                parameter = child.parameter_name
+            parameter = present_parameter(holder, child) if isinstance(child, FeedbackWeight) else None
+            if isinstance(child, FeedbackWeight) and parameter is not None:
                 path = f"{holder_name}.{parameter}" if holder_name else parameter
                 yield path, holder.get_parameter(parameter), child
+
+
+def present_parameter(holder: nn.Module, feedback: FeedbackWeight) -> str | None:
+    """Return the path, from the module that holds it, of the Parameter that a feedback state belongs to now.
+
+    It is another one where the weight was parametrized, or is no longer, since the conversion; None where a
+    hook computes the weight from others.
+    """
+    known = feedback.parameter_name.split(".")
+    name = known[1] if known[0] == "parametrizations" else known[0]
+    if holder._parameters.get(name) is not None:
+        return name
+    chains = holder._modules.get("parametrizations")
+    chain = None if chains is None else chains._modules.get(name)
+    raw = None if chain is None else raw_name(chain, feedback.pathway.layout.shape)
+    return raw and f"parametrizations.{name}.{raw}"
+
+
+def raw_name(chain: nn.Module, shape: Sequence[int]) -> str | None:
+    """Return which original of a parametrization has the shape of the weight; of several, the last."""
+    fitting = [n for n, p in chain._parameters.items() if p is not None and p.shape == tuple(shape)]
+    return fitting[-1] if fitting else None
 
 
 def learning_between_steps(model: nn.Module) -> list[tuple[nn.Parameter, FeedbackWeight]]:

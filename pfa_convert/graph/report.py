@@ -11,7 +11,10 @@ from pfa_convert.graph.sites import Unconverted
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One converted site: a rule was decided for it; shapes are `(N_out, N_in, *k)` as in PyTorch."""
+    """One converted site: a rule was decided for it; shapes are `(N_out, N_in, *k)` as in PyTorch.
+
+    `strategy` is the present one, which coupling may change; `frozen` says that the weight does not learn.
+    """
 
     name: str
     kind: str
@@ -23,6 +26,7 @@ class SiteReport:
     strategy: str
     reason: str
     feedback_elements: int
+    frozen: bool = False
 
     @property
     def weight_elements(self) -> int:
@@ -79,6 +83,7 @@ class ConversionReport:
         """Return one line for each site, then one for each place that was left alone."""
         lines = [
             f"{site.name:<40} {site.kind:<16} {'x'.join(map(str, site.weight_shape)):<18} {site.rule}"
+            + (" (frozen)" if site.frozen else "")
             for site in self.sites
         ]
         lines += [f"{left.name:<40} {left.kind:<16} skipped: {left.reason}" for left in self.skipped]

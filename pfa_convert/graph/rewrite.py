@@ -103,7 +103,7 @@ def tap_output(model: nn.Module) -> None:
 def restore(module: nn.Module) -> None:
     """Undo the rewrite of one module: its class, its forward, its feedback state."""
     plain_again(module)
-    for name in ("redirected_weights", "output_errors"):
+    for name in ("redirected_weights", "output_errors", "_decided"):
         module.__dict__.pop(name, None)
     for name in [n for n, child in module._modules.items() if isinstance(child, FeedbackWeight)]:
         del module._modules[name]

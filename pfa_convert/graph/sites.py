@@ -61,6 +61,11 @@ def feedback_path(weight: str) -> tuple[str, str]:
     return holder, FEEDBACK_ATTRIBUTE.format(parameter=name)
 
 
+def weight_path(weight: str) -> str:
+    """Return the name of the weight itself, where it is a parametrization's original."""
+    return ".".join(filter(None, _holder_and_name(weight)))
+
+
 def site_name(weight: str) -> str:
     """Return the name of the layer for `layer.weight`, and the parameter's own for any other."""
     holder, name = _holder_and_name(weight)
