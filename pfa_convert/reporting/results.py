@@ -102,8 +102,8 @@ class Variant:
 class Row:
     """One line of the table: accuracies in percent, `best` the highest of a run's epochs.
 
-    `gap` is the difference to the experiment's `bp`; its standard error `gap_error` is that of the
-    differences between runs of the same seed.
+    `gap` is the mean difference to the experiment's `bp` over the runs of the same seed, `gap_error` the
+    standard error of that mean; where no seed is the same, `gap` is the difference of the means.
 
     `within_noise` says whether the difference is below twice its standard error, where that is known.
     """
@@ -194,24 +194,23 @@ def _from_epoch_0(records: list[dict[str, Any]]) -> list[Any]:
 def rows(variants: Mapping[str, Variant]) -> list[Row]:
     """Return the table of one experiment: the variants with a finished run."""
     done = {label: variant for label, variant in variants.items() if variant.finished}
-    means = {label: fmean(run.accuracies[-1] for run in v.finished) for label, v in done.items()}
     published = {label: variant.paper.get("final_mean") for label, variant in done.items()}
-    return [
-        _row(variant, means.get("bp"), published.get("bp"), _paired_error(variant, done.get("bp")))
-        for variant in done.values()
-    ]
+    return [_row(variant, _gap(variant, done.get("bp")), published.get("bp")) for variant in done.values()]
 
 
-def _paired_error(variant: Variant, bp: Variant | None) -> float | None:
-    """Return the standard error of the mean difference to `bp` over the seeds that both have."""
-    if bp is None or bp is variant:
-        return None
+def _gap(variant: Variant, bp: Variant | None) -> tuple[float | None, float | None]:
+    """Return the mean difference to `bp` and its standard error, seed by seed."""
+    if bp is None:
+        return None, None
     of_bp = {run.seed: run.accuracies[-1] for run in bp.finished}
     gaps = [run.accuracies[-1] - of_bp[run.seed] for run in variant.finished if run.seed in of_bp]
-    return stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else None
+    if not gaps:
+        return fmean(run.accuracies[-1] for run in variant.finished) - fmean(of_bp.values()), None
+    known = len(gaps) > 1 and variant is not bp
+    return fmean(gaps), stdev(gaps) / len(gaps) ** 0.5 if known else None
 
 
-def _row(variant: Variant, bp: float | None, paper_bp: float | None, gap_error: float | None) -> Row:
+def _row(variant: Variant, gap: tuple[float | None, float | None], paper_bp: float | None) -> Row:
     accuracies = [run.accuracies[-1] for run in variant.finished]
     mean, std = _mean_and_std(accuracies)
     best_mean, best_std = _mean_and_std(max(run.accuracies) for run in variant.finished)
@@ -228,8 +227,8 @@ def _row(variant: Variant, bp: float | None, paper_bp: float | None, gap_error: 
         std=std,
         best_mean=best_mean,
         best_std=best_std,
-        gap=None if bp is None else mean - bp,
-        gap_error=gap_error,
+        gap=gap[0],
+        gap_error=gap[1],
         paper_mean=paper_mean,
         paper_std=paper_std,
         paper_gap=None if paper_mean is None or paper_bp is None else paper_mean - paper_bp,
