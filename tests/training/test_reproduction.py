@@ -1,15 +1,18 @@
 """A table of runs: planned, run side by side, skipped, continued, and not stopped by one that fails."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pfa_convert import UserError
+from pfa_convert.cli import cli
 from pfa_convert.training.reproduction import plan, reproduce
 from pfa_convert.training.run_folder import RunFolder
 
@@ -27,6 +30,37 @@ def test_a_table_is_planned_seed_by_seed(tmp_path):
     assert [run.folder.parent.name for run in plan("digits-mlp-pfa", tmp_path, {}, seeds=[0])] == [
         "digits-mlp-pfa"
     ]
+
+
+STAND_IN = """#!/bin/sh
+echo "$@" >> "$LIST"
+[ -e "$LIST.go" ] || [ "$2" != imagenette-resnet18 ] || exit 1
+echo "{}"
+"""
+
+
+def test_the_script_for_a_gpu_runs_valid_commands_and_continues(tmp_path):
+    """A stand-in for the program writes down what it is asked for; the last command fails at first."""
+    program = tmp_path / "pfa-convert"
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    asked = tmp_path / "asked"
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    script = Path(__file__).parents[2] / "recipes" / "gpu-hour.sh"
+    environment = {**os.environ, "PATH": path, "LIST": str(asked)}
+    first = subprocess.run([script, "data", str(tmp_path / "out")], env=environment, capture_output=True)
+    assert first.returncode != 0
+    commands = [line.split() for line in asked.read_text().splitlines()]
+    assert [words[0] for words in commands] == ["reproduce", "bench", "bench", "bench", "reproduce"]
+    for words in commands:
+        with cli.commands[words[0]].make_context(words[0], words[1:]) as context:
+            if words[0] == "reproduce":
+                rules = {"rule": context.params["rules"].split(",")} if context.params["rules"] else {}
+                assert plan(context.params["table"], tmp_path / "runs", rules)
+    asked.write_text("")
+    (tmp_path / "asked.go").touch()
+    subprocess.run([script, "data", str(tmp_path / "out")], env=environment, check=True)
+    assert [line.split()[0] for line in asked.read_text().splitlines()] == ["reproduce", "reproduce"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+#!/bin/sh
+# What to run when a GPU is at hand, in this order; called again, it continues where it was interrupted.
+#
+#   recipes/gpu-hour.sh DATA [OUTPUT]
+#
+# DATA is the folder with cifar10 (or cifar-10-batches-py) and imagenette; OUTPUT, `runs` by default, gets the runs,
+# their reports and the benchmarks. JOBS processes share the GPUs (7 by default: ResNet-20 fills a seventh of a big one).
+set -eu
+data=${1:?usage: recipes/gpu-hour.sh DATA [OUTPUT]}
+output=${2:-runs}
+mkdir -p "$output"
+
+# The paper's table for CIFAR-10: seven rules, five seeds, 250 epochs.
+pfa-convert reproduce cifar10 --data "$data" --output "$output" --jobs "${JOBS:-7}"
+
+# Step time and memory of each rule over backpropagation's, alone on the GPU.
+bench() {
+    [ -s "$output/bench-$1.json" ] && return
+    name=$1
+    shift
+    pfa-convert bench "$@" --device cuda --json > "$output/bench-$name.part"
+    mv "$output/bench-$name.part" "$output/bench-$name.json"
+}
+bench resnet20 paper/resnet20 --batch-size 128
+bench resnet18 resnet18 --batch-size 256
+bench resnet50 resnet50 --batch-size 64 --precision bf16 --channels-last
+
+# ResNet-18 at 128 pixels.
+pfa-convert reproduce imagenette-resnet18 --data "$data" --output "$output" --rules bp,pfa,pfa-o,kp,usf --jobs 2
