@@ -33,13 +33,13 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
 
     A TorchDispatchMode follows the Parameters' memory through views, copies, casts and everything that is
     computed from Parameters, buffers and numbers alone. Each operation that combines such data with
-    activations is a use. An operation that multiplies the two and sums (`mm`, `bmm`, `convolution`, attention,
-    recurrent layers, ...) is a linear use, and either runs in the feedback pass or does not. The names of
-    modules and nodes, and what the conversion traced, play no part. Every Parameter of two or more dimensions,
-    and every other that a linear use applies, is then exactly one of:
+    activations is a use. An operation that multiplies the two and sums (`mm`, `bmm`, `convolution`,
+    attention, recurrent layers, ...) is a linear use, and either runs in the feedback pass or does not. The
+    names of modules and nodes, and what the conversion traced, play no part. Every Parameter of two or more
+    dimensions, and every other that a linear use applies, is then exactly one of:
 
     - `site`: every linear use is in the feedback pass (or the site's rule is `bp`);
-    - `skipped`: it has a linear use without feedback, or no linear use, and the report names it with a reason;
+    - `skipped`: it is no site, and the report names it with a reason;
     - `no linear map`: used otherwise, as an embedding, a norm's gain, a table that is added;
     - `not reached` in this run;
     - `unaccounted`: it has a linear use without feedback that no word of the report names.
@@ -47,11 +47,11 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     `print(verify(model, x))` shows them; `.balanced` says that none is unaccounted.
 
     What the check does not see: a product of a learned tensor written as `mul` and `sum` with anything in
-    between (directly one after the other it is seen); what happens to values that leave PyTorch (`.tolist()`);
-    a state that an earlier run left in a buffer counts as a constant; the other branches of a forward.
-    Operations of other libraries count as linear uses of all that is learned among their operands. Which
-    operand is the weight is only known by where it came from: with a batch of one, a table of the batch's own
-    shape that is added or multiplied can be taken for a weight, so give two examples.
+    between (directly one after the other it is seen); values that leave PyTorch (`.tolist()`); the other
+    branches of a forward. A state that an earlier run left in a buffer counts as a constant. Operations of
+    other libraries count as linear uses of all that is learned among their operands. Which operand is the
+    weight is only known by where it came from: with a batch of one, a table of the batch's own shape that is
+    added or multiplied can be taken for a weight, so give two examples.
 
     The model runs once in the mode it is in, with gradients recorded but no backward pass. Its attributes,
     Parameters, buffers, the inputs and the random numbers are put back; what its code changes within lists or
@@ -67,7 +67,7 @@ def verify_both_modes(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
 
 
 def uses(model: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Use, ...]:
-    """Return the uses of a model's Parameters in `model(*inputs, **kwargs)`, converted or not; see `verify`."""
+    """Return the uses of Parameters in `model(*inputs, **kwargs)`, of any model; see `verify`."""
     return tuple(_observe(model, model.training, inputs, kwargs).uses)
 
 
@@ -77,9 +77,7 @@ def _account(model: nn.Module, runs: list[Observer]) -> Account:
     return draw_up(model, _parameters(model), used, read, getattr(model, "conversion", None))
 
 
-def _observe(
-    model: nn.Module, training: bool, inputs: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Observer:
+def _observe(model: nn.Module, training: bool, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Observer:
     """Run the model in a mode, and leave it as it was."""
     parameters = _parameters(model)
     given = [leaf for leaf in tree_leaves((inputs, kwargs)) if isinstance(leaf, Tensor)]

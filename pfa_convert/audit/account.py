@@ -121,7 +121,9 @@ def draw_up(
         mine = by_parameter[name]
         if parameter.dim() < 2:
             mine = [use for use in mine if use.linear and "sum" not in use.operation]
-            mine = mine if any(use.way in (PLAIN, FEEDBACK) and len(use.parameters) == 1 for use in mine) else []
+            mine = (
+                mine if any(use.way in (PLAIN, FEEDBACK) and len(use.parameters) == 1 for use in mine) else []
+            )
         if parameter.dim() >= 2 or mine or name in claims.rules:
             entries.append(_entry(name, parameter, mine, name in read, claims, with_feedback))
     return Account(tuple(entries), uses)
@@ -186,7 +188,9 @@ def _entry(
     if not read:
         return entry(NOT_REACHED, "")
     if rule is not None:
-        return entry(NOT_REACHED, f"a site that no linear map applied; {', '.join(_other_uses(uses))}".strip("; "))
+        return entry(
+            NOT_REACHED, f"a site that no linear map applied; {', '.join(_other_uses(uses))}".strip("; ")
+        )
     return entry(NO_LINEAR_MAP, ", ".join(_other_uses(uses)) or "nothing that meets an activation")
 
 

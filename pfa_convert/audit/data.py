@@ -114,5 +114,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     if tensor.layout is not torch.strided or tensor.numel() == 0:
         return 0, 1
     start: Any = tensor.storage_offset()
-    last = start + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    last = start + sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
     return start * tensor.element_size(), (last + 1) * tensor.element_size()

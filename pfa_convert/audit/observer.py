@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -89,8 +90,9 @@ class Observer(TorchDispatchMode):
 
     def put_back(self) -> None:
         """Undo what the run wrote into the tensors that it must not change."""
-        for memory, before in self._before.items():
-            _flat(self._kept[memory]).copy_(before)
+        with unset_fake_temporarily():
+            for memory, before in self._before.items():
+                _flat(self._kept[memory]).copy_(before)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -127,7 +129,8 @@ class Observer(TorchDispatchMode):
         product = ops.product_operands(name, arguments)
         if product or not ops.is_known(func):
             factors = [operand for operand in operands if operand.name in product or not product]
-            return self._judge_product(name, factors, [one for one in operands if one not in factors])
+            others = [operand for operand in operands if operand not in factors]
+            return self._judge_product(name, factors, others, recorded=not product)
         if name in ("sum", "mean"):
             self._judge_sum(operands[0], arguments)
         data = joined(operand.data for operand in operands)
@@ -141,9 +144,12 @@ class Observer(TorchDispatchMode):
         return _mixture(name, operands)
 
     def _judge_product(
-        self, name: str, factors: Sequence[_Operand], others: Sequence[_Operand]
+        self, name: str, factors: Sequence[_Operand], others: Sequence[_Operand], recorded: bool
     ) -> Data:
-        """Note the learned factors of a product, and what else it takes, as its bias."""
+        """Note the learned factors of a product, and what else it takes, as its bias.
+
+        `recorded` says that it may record gradients though PyTorch does not.
+        """
         stack = Stack()
         place = stack.place(self._names)
         weights, applied = _weights_among(factors)
@@ -152,6 +158,7 @@ class Observer(TorchDispatchMode):
             if way == INPUT:
                 self._note(factor, name, False, "input of a layer", place)
             elif way != TWIN:
+                way = PLAIN if recorded and way == WITHOUT_GRADIENT else way
                 among = way in (PLAIN, WITHOUT_GRADIENT) and not applied
                 self._note(factor, name, True, AMONG_WEIGHTS if among else way, place)
         for other in others:
@@ -161,7 +168,9 @@ class Observer(TorchDispatchMode):
             return ACTIVATION
         mixed = any(factor.data.kind is Kind.ACTIVATION for factor in factors)
         parameters = NOTHING.union(*(one.data.parameters for one in (*factors, *others)))
-        return Data(Kind.ACTIVATION, parameters, True) if mixed else joined(o.data for o in (*factors, *others))
+        return (
+            Data(Kind.ACTIVATION, parameters, True) if mixed else joined(o.data for o in (*factors, *others))
+        )
 
     def _judge_sum(self, operand: _Operand, arguments: dict[str, Any]) -> None:
         """Note a product that is written as a multiplication and a sum over a dimension of both."""
@@ -169,7 +178,13 @@ class Observer(TorchDispatchMode):
         if scaled is None or scaled.shape != tuple(operand.tensor.shape):
             return
         dims = arguments.get("dim")
-        dims = range(len(scaled.shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+        dims = (
+            range(len(scaled.shape))
+            if dims is None or dims == []
+            else [dims]
+            if isinstance(dims, int)
+            else dims
+        )
         if scaled.shared & {dim % len(scaled.shape) for dim in dims}:
             stack = Stack()
             way = stack.way(operand.tensor, operand.data, self._origins)
@@ -214,7 +229,8 @@ class Observer(TorchDispatchMode):
         kept = self._kept.get(memory)
         real = memory[0] not in ("object", "storage")
         if real and kept is not None and memory not in self._before:
-            self._before[memory] = _flat(kept).clone()
+            with unset_fake_temporarily():
+                self._before[memory] = _flat(kept).clone()
 
 
 def _named_arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -299,4 +315,4 @@ def _large(tensor: Tensor, dimensions: int) -> set[int]:
 def _flat(tensor: Tensor) -> Tensor:
     """Return all of a tensor's memory, of which it may be a part, as bytes."""
     whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return whole.set_(tensor.untyped_storage())  # type: ignore[call-overload]
+    return whole.set_(tensor.untyped_storage())

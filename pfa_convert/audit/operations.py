@@ -1,4 +1,4 @@
-"""What PyTorch's operations do with their operands, as the dispatcher sees them: by name, without underscore."""
+"""What PyTorch's operations do with their operands; they are told by name, without the last underscore."""
 
 from __future__ import annotations
 
@@ -47,9 +47,34 @@ METADATA_ONLY = frozenset(
 MULTIPLICATIONS = frozenset(["mul", "div", "multiply", "divide"])
 
 KEEPS_MIXTURES = MULTIPLICATIONS | frozenset(
-    """add sub rsub neg clone _to_copy copy where masked_fill native_dropout cat stack repeat
-    _unsafe_view view reshape _reshape_copy select_scatter slice_scatter contiguous lerp fill
-    addcmul constant_pad_nd roll flip""".split()
+    [
+        "add",
+        "sub",
+        "rsub",
+        "neg",
+        "clone",
+        "_to_copy",
+        "copy",
+        "where",
+        "masked_fill",
+        "native_dropout",
+        "cat",
+        "stack",
+        "repeat",
+        "_unsafe_view",
+        "view",
+        "reshape",
+        "_reshape_copy",
+        "select_scatter",
+        "slice_scatter",
+        "contiguous",
+        "lerp",
+        "fill",
+        "addcmul",
+        "constant_pad_nd",
+        "roll",
+        "flip",
+    ]
 )
 """What these make of a weight that activations have scaled is still one."""
 

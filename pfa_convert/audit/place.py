@@ -5,17 +5,17 @@ It is read from the interpreter's stack, so that a model which nobody audits pay
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import CheckpointFunction
 
 from pfa_convert.audit.data import Data, Origins, memory_of
 from pfa_convert.feedback.direct import DirectPass
@@ -30,7 +30,6 @@ and in the feedback pass itself, on the way of the error.
 """
 
 _PASSES = frozenset([FeedbackPass.forward.__code__, DirectPass.forward.__code__])
-_REENTRANT = CheckpointFunction.forward.__code__  # type: ignore[attr-defined]
 _OWN = str(Path(__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -71,10 +70,12 @@ class Stack:
                 return _way_in_graft(frame.f_locals, operand, origins)
         if torch.is_grad_enabled():
             return PLAIN
+        functions = set(_forwards_of(torch.autograd.Function))
         for frame in self._frames:
             if frame.f_code is apply_feedback.__code__:  # it has feedback where gradients are recorded
                 return _way_in_pass(frame.f_locals, operand, data, origins)
-            if frame.f_code is _REENTRANT:  # runs again in the backward pass, and records gradients then
+            if frame.f_code in functions:
+                # An autograd function of the user's, or checkpointing, which runs it again with gradients.
                 return PLAIN
         return WITHOUT_GRADIENT
 
@@ -99,6 +100,15 @@ def _way_in_graft(local: dict[str, Any], operand: Tensor, origins: Origins) -> s
         return PLAIN if origins.is_parameter(operand) else TWIN
     through = [memory_of(leaf) for leaf in tree_leaves(local["with_feedback"]) if isinstance(leaf, Tensor)]
     return PLAIN if memory_of(operand) in through else FEEDBACK
+
+
+def _forwards_of(function: Any) -> Iterator[CodeType]:
+    """Yield the code of all forwards of autograd functions, which run without recording gradients."""
+    for kind in function.__subclasses__():
+        forward = getattr(vars(kind).get("forward"), "__func__", None)  # a static method
+        if isinstance(forward, FunctionType):
+            yield inspect.unwrap(forward).__code__
+        yield from _forwards_of(kind)
 
 
 def _outward(frame: FrameType | None) -> Iterator[FrameType]:

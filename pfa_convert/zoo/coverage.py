@@ -1,4 +1,4 @@
-"""What of each model is converted, by the account of a run: which weights are in sites, and what the others are."""
+"""What of each model is converted, by the account of two runs: which weights are in sites, which not."""
 
 from __future__ import annotations
 
@@ -95,8 +95,11 @@ def _line(name: str, model: Any, account: Account, device: str, seconds: float) 
         seconds=seconds,
         kinds=" ".join(f"{kind}:{n}" for kind, n in Counter(site.kind for site in sites).items()),
         reasons="; ".join(
-            [*unaccounted[:3], *(f"{count} x {reason}" for reason, count in skipped.items())]
-            + [f"not reached: {entry.name}" for entry in account.having(NOT_REACHED)][:3]
+            [
+                *unaccounted[:3],
+                *(f"{count} x {reason}" for reason, count in skipped.items()),
+                *[f"not reached: {entry.name}" for entry in account.having(NOT_REACHED)[:3]],
+            ]
         ),
     )
 
