@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from pfa_convert.recipe import load_recipe
     from pfa_convert.saving import load, save
     from pfa_convert.training import train
+    from pfa_convert.verify import Account, uses, verify
 
 __version__ = "0.1.0"
 __all__ = [
+    "Account",
     "ConversionReport",
     "SiteInspection",
     "UserError",
@@ -41,6 +43,8 @@ __all__ = [
     "save",
     "strip_feedback",
     "train",
+    "uses",
+    "verify",
 ]
 
 _MODULES = {
@@ -53,6 +57,7 @@ _MODULES = {
     "recipe": ("load_recipe",),
     "saving": ("load", "save"),
     "training": ("train",),
+    "verify": ("Account", "uses", "verify"),
 }
 """Where each public name is defined."""
 

@@ -8,7 +8,7 @@ are constants. A product of such a tensor with anything else applies the weight.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +33,9 @@ class Learned:
 
     def __init__(
         self,
-        tensor: Tensor,
-        sources: tuple[str, ...],
-        axes: tuple[int, ...] | None,
+        tensor: Any,
+        sources: tuple[str, ...] = (),
+        axes: tuple[int, ...] | None = None,
         mixed: bool = False,
         recompute: Callable[[], Any] | None = None,
         direct: Any = None,
@@ -52,7 +52,10 @@ class Learned:
         """Return the same function of the feedback weights, computed once."""
         if self._feedback is None:
             assert self._recompute is not None
-            with torch.no_grad():
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    computed = self._recompute()
+            else:
                 computed = self._recompute()
             self._feedback = computed.detach() if isinstance(computed, Tensor) else computed
         return self._feedback
@@ -68,8 +71,8 @@ class FollowWeights(TorchFunctionMode):
 
     def __init__(self, weights: Sequence[Learned], constants: Sequence[Tensor]) -> None:
         super().__init__()
-        self._learned = list(weights)
-        self._constants = list(constants)
+        self._learned = _Noted(weights)
+        self._constants = _Noted(Learned(constant) for constant in constants)
 
     def forget(self) -> None:
         """Let go of all tensors: they refer back to what notes them, and would be kept until a collection."""
@@ -87,9 +90,11 @@ class FollowWeights(TorchFunctionMode):
         """Return the result of a call that multiplies what stands in `slots`, learned, with activations."""
         raise NotImplementedError
 
-    def given(self, learned: Learned) -> Tensor:
-        """Return what a weight is replaced by where others are computed from it."""
-        return learned.tensor
+    def with_taps(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a call's arguments, with whatever is to stand for weights that others are computed from."""
+        return args, kwargs
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -105,7 +110,7 @@ class FollowWeights(TorchFunctionMode):
         if not learned:
             result = func(*args, **kwargs)
             if isinstance(result, Tensor) and all(self.is_constant(tensor) for tensor in tensors):
-                self.remember_constant(result)
+                self._constants.add(Learned(result))
             return result
         product = product_of(func)
         if product is not None:
@@ -122,27 +127,23 @@ class FollowWeights(TorchFunctionMode):
 
     def find(self, tensor: Any) -> Learned | None:
         """Return what is known of a tensor that is learned."""
-        for learned in self._learned:
-            if learned.tensor is tensor:
-                return learned
-        return None
+        return self._learned.find(tensor)
 
     def remember(self, learned: Learned) -> None:
         """Note a tensor that is computed from weights."""
-        self._learned.append(learned)
+        self._learned.add(learned)
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Say whether a tensor is neither learned by feedback nor an activation."""
-        if isinstance(tensor, nn.Parameter):
-            return True
-        return any(constant is tensor for constant in self._constants)
-
-    def remember_constant(self, tensor: Tensor) -> None:
-        """Note a tensor that is computed from constants."""
-        self._constants.append(tensor)
+        return isinstance(tensor, nn.Parameter) or self._constants.find(tensor) is not None
 
     def used_otherwise(self, function: Any, learned: Sequence[Learned]) -> None:
         """Be told that a call, which is no product, combines weights with activations."""
+
+    def describe(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned], made: Learned
+    ) -> None:
+        """Be told what a tensor was made of, to note in `made` what is of interest."""
 
     def _multiplied(
         self, product: Product, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -168,8 +169,10 @@ class FollowWeights(TorchFunctionMode):
         learned: list[Learned],
     ) -> Any:
         """Return the result of a call that applies no weight, and note what it computed from weights."""
-        args, kwargs = replaced(args, kwargs, self._given)
+        args, kwargs = self.with_taps(args, kwargs, learned)
         result = func(*args, **kwargs)
+        if not isinstance(result, Tensor | list | tuple):
+            return result
         unknown = any(self.find(t) is None and not self.is_constant(t) for t in tensors)
         mixed = any(one.mixed for one in learned)
         if unknown or mixed:
@@ -193,29 +196,52 @@ class FollowWeights(TorchFunctionMode):
         mixed: bool,
     ) -> None:
         """Note that a result is computed from weights, with the way to compute it from feedback weights."""
-        several = isinstance(result, list | tuple)
-        sizes = [(one.tensor.dim(), one.tensor.numel()) for one in learned]
-        weights = [learned[index] for index in those_that_count(func, sizes)]
-        sources = tuple(dict.fromkeys(source for one in weights for source in one.sources))
 
         def feedback_of(operand: Any) -> Any:
             found = self.find(operand)
             return operand if found is None else found.feedback()
 
         def recompute() -> Any:
-            return func(*replaced(args, kwargs, feedback_of)[0], **replaced(args, kwargs, feedback_of)[1])
+            twin_args, twin_kwargs = replaced(args, kwargs, feedback_of)
+            return func(*twin_args, **twin_kwargs)
 
-        shared = Learned(torch.empty(0), sources, None, mixed, recompute) if several else None
+        several = isinstance(result, list | tuple)
+        shared = Learned(None, recompute=recompute) if several else None
         for index, tensor in enumerate(result if several else (result,)):
             if isinstance(tensor, Tensor) and self.find(tensor) is None:
-                known = not mixed and product_of(func) is None
-                axes = _axes(func, args, kwargs, weights[0], tensor) if known else None
                 part = recompute if shared is None else _part(shared, index)
-                self.remember(Learned(tensor, sources, axes, mixed, part, learned[0].direct))
+                made = Learned(tensor, mixed=mixed, recompute=part, direct=learned[0].direct)
+                self.describe(func, args, kwargs, learned, made)
+                self.remember(made)
 
-    def _given(self, operand: Any) -> Any:
-        found = self.find(operand)
-        return operand if found is None else self.given(found)
+
+class _Noted:
+    """Tensors that something is known of, found by identity."""
+
+    def __init__(self, noted: Iterable[Learned]) -> None:
+        self._noted: list[Learned] = []
+        self._by_id: dict[int, Learned] = {}
+        for one in noted:
+            self.add(one)
+
+    def add(self, one: Learned) -> None:
+        # A compiler knows no number of a tensor that it has not seen yet.
+        if torch.compiler.is_compiling():
+            self._noted.append(one)
+        else:
+            self._by_id[id(one.tensor)] = one
+
+    def find(self, tensor: Any) -> Learned | None:
+        if not torch.compiler.is_compiling():
+            return self._by_id.get(id(tensor))
+        for one in self._noted:
+            if one.tensor is tensor:
+                return one
+        return None
+
+    def clear(self) -> None:
+        self._noted.clear()
+        self._by_id.clear()
 
 
 def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
@@ -238,7 +264,8 @@ def replaced(
         if isinstance(value, Tensor):
             return replace(value)
         if isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
-            return type(value)(replace(entry) if isinstance(entry, Tensor) else entry for entry in value)
+            entries = [replace(entry) if isinstance(entry, Tensor) else entry for entry in value]
+            return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
         return value
 
     return tuple(of(value) for value in args), {key: of(value) for key, value in kwargs.items()}
@@ -279,13 +306,6 @@ def those_that_count(func: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
     else:
         kept = [index for index in every if sizes[index][1] == max(elements for _, elements in sizes)]
     return kept or list(every)
-
-
-def _axes(
-    func: Any, args: Sequence[Any], kwargs: dict[str, Any], learned: Learned, result: Tensor
-) -> tuple[int, ...] | None:
-    """Return a Parameter's dimensions in the order in which a result computed from it has them."""
-    return axes_after(plain_name(func), args[1:], kwargs, learned.axes, result.dim())
 
 
 def axes_after(

@@ -38,6 +38,8 @@ def prepared(x: Tensor, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Te
 
 def _autocast(tensor: Tensor) -> Tensor:
     device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):  # meta, say
+        return tensor
     if not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(device))

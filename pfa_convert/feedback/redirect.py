@@ -55,9 +55,7 @@ class RawWeight(Learned):
     """A Parameter with its feedback state."""
 
     def __init__(self, weight: Tensor, state: FeedbackWeight) -> None:
-        super().__init__(
-            weight, (), tuple(range(weight.dim())), recompute=lambda: state.feedback_weight(weight)
-        )
+        super().__init__(weight, recompute=lambda: state.feedback_weight(weight))
         self.state = state
         self.direct = None if state.pathway.follows_weight else state
         self.tapped: Tensor | None = None
@@ -88,13 +86,26 @@ class Redirect(FollowWeights):
             return self._matrix_product(function, product, learned, index, args)
         return self._graft(function, slots, args, kwargs)
 
-    def given(self, learned: Learned) -> Tensor:
-        """Return a raw weight whose gradient reaches its plastic state too, once for all uses."""
+    def with_taps(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a call's arguments with raw weights whose gradients reach their plastic states too."""
+        if not any(isinstance(one, RawWeight) and one.state.pathway.plastic for one in learned):
+            return args, kwargs
+
+        def tapped(operand: Tensor) -> Tensor:
+            found = self.find(operand)
+            return operand if found is None else self._tapped(found)
+
+        return replaced(args, kwargs, tapped)
+
+    def _tapped(self, learned: Learned) -> Tensor:
+        """Return a weight; a raw one's gradient reaches its plastic state too, once for all uses."""
         if not isinstance(learned, RawWeight) or not learned.state.pathway.plastic:
             return learned.tensor
         if learned.tapped is None:
             learned.tapped = tap(learned.tensor, learned.state)
-            self.remember(Learned(learned.tapped, learned.sources, learned.axes, recompute=learned.feedback))
+            self.remember(Learned(learned.tapped, recompute=learned.feedback))
         return learned.tapped
 
     def without_gradients(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -127,7 +138,7 @@ class Redirect(FollowWeights):
             return learned.tensor, direct
         if fits and isinstance(learned, RawWeight):
             return learned.tensor, learned.state
-        return self.given(learned), GivenFeedback(learned.feedback())
+        return self._tapped(learned), GivenFeedback(learned.feedback())
 
     def _graft(
         self, function: Any, slots: list[Slot], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -141,7 +152,7 @@ class Redirect(FollowWeights):
         def with_weight(tensor: Tensor) -> Tensor:
             learned = weight_of(tensor)
             if learned is not None:
-                return self.given(learned)
+                return self._tapped(learned)
             return tensor if isinstance(tensor, nn.Parameter) else tensor.detach()
 
         def with_feedback(tensor: Tensor) -> Tensor:

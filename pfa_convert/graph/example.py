@@ -11,12 +11,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.follow import FollowWeights, Learned
+from pfa_convert.feedback.follow import FollowWeights, Learned, axes_after, plain_name, those_that_count
 from pfa_convert.feedback.layout import ProductLayout, WeightLayout
-from pfa_convert.feedback.products import Product, Slot, at, operand_layout
+from pfa_convert.feedback.products import Product, Slot, at, operand_layout, product_of
 from pfa_convert.graph.discover import Discovery
 from pfa_convert.graph.flow import use_name
 from pfa_convert.graph.layers import own_layer
@@ -85,14 +85,12 @@ class _Recorder(FollowWeights):
     """Sees all calls of a run, and which module's code makes them."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__((), ())
+        super().__init__((), list(model.buffers()))
         self.sites: list[Site] = []
         self.used: dict[str, str] = {}
         self._model = model
         self._names = {module: name for name, module in model.named_modules()}
         self._running: list[nn.Module] = [model]
-        self._by_id: dict[int, Learned] = {}
-        self._constant_ids: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
         for name, parameter in model.named_parameters():
             self.remember(Learned(parameter, (name,), tuple(range(parameter.dim()))))
 
@@ -104,21 +102,16 @@ class _Recorder(FollowWeights):
         """Be told that it has ended."""
         self._running.pop()
 
-    def find(self, tensor: Any) -> Learned | None:
-        """Return what is known of a tensor that is learned; there are many in a whole model."""
-        return self._by_id.get(id(tensor))
-
-    def remember(self, learned: Learned) -> None:
-        """Keep a tensor, so that its identity is not given to another."""
-        self._by_id[id(learned.tensor)] = learned
-
-    def is_constant(self, tensor: Tensor) -> bool:
-        """Say whether a tensor is a buffer, or computed from constants."""
-        return id(tensor) in self._constant_ids
-
-    def remember_constant(self, tensor: Tensor) -> None:
-        """Keep a constant."""
-        self._constant_ids[id(tensor)] = tensor
+    def describe(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned], made: Learned
+    ) -> None:
+        """Note the Parameters that a tensor comes from, and where their dimensions are."""
+        sizes = [(one.tensor.dim(), one.tensor.numel()) for one in learned]
+        weights = [learned[index] for index in those_that_count(func, sizes)]
+        made.sources = tuple(dict.fromkeys(source for one in weights for source in one.sources))
+        if not made.mixed and product_of(func) is None:
+            name, dimensions = plain_name(func), made.tensor.dim()
+            made.axes = axes_after(name, args[1:], kwargs, weights[0].axes, dimensions)
 
     def applied(
         self,
