@@ -32,12 +32,14 @@ Origin = frozenset[Any]
 class Account(TorchDispatchMode):
     """Collects the names of the Parameters, of two or more dimensions, that a run multiplies.
 
-    `applied` are those multiplied with activations, `between` with other Parameters. `inputs` are the tensors that
-    the run is given. Random numbers and constants are neither learned nor activations.
+    `applied` are those multiplied with activations; also a layer's weight that is multiplied with a learned input,
+    which makes an activation of it. `between` are those of other products of two Parameters. `inputs` are the
+    tensors that the run is given. Random numbers and constants are neither learned nor activations.
     """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__()
+        self.layers = set(layer_weights(model))
         self.applied: set[str] = set()
         self.between: set[str] = set()
         self._origins = WeakIdKeyDictionary()
@@ -51,12 +53,13 @@ class Account(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.partition("::")[2]
+        made_of_layer = False
         for factors in FACTORS.get(name, ()):
             first, second = ([self._origin(t) for t in _tensors(args[index])] for index in factors)
             for one in first:
                 for other in second:
-                    self._multiplied(one, other)
-        origin: Origin = frozenset().union(*(self._origin(t) for t in _tensors((args, kwargs))))
+                    made_of_layer |= self._multiplied(one, other)
+        origin: Origin = ACTIVATION if made_of_layer else frozenset().union(*(self._origin(t) for t in _tensors((args, kwargs))))
         if ACTIVATION & origin or (name in LOOKUPS and origin):
             origin = ACTIVATION
         for tensor in _tensors(result):
@@ -68,10 +71,20 @@ class Account(TorchDispatchMode):
             self._written[storage._cdata] = (origin, storage)
         return result
 
-    def _multiplied(self, one: Origin, other: Origin) -> None:
+    def _multiplied(self, one: Origin, other: Origin) -> bool:
+        """Note what is multiplied; say whether it is a layer's weight with a learned input."""
         learned = {n for n in one | other if n in self._dimensions and self._dimensions[n] >= 2}
-        if one and other and one != other and learned:
-            (self.applied if ACTIVATION in (one, other) else self.between).update(learned)
+        if not one or not other or not learned:
+            return False
+        if ACTIVATION in (one, other):
+            self.applied |= learned
+            return False
+        layers = [origin for origin in (one, other) if learned & origin <= self.layers and learned & origin]
+        if len(layers) == 1:
+            self.applied |= learned & layers[0]
+            return True
+        self.between |= learned if one != other else set()
+        return False
 
     def _origin(self, tensor: Tensor) -> Origin:
         own = self._origins.get(tensor, frozenset())
@@ -79,6 +92,17 @@ class Account(TorchDispatchMode):
             return own
         written, _ = self._written.get(tensor.untyped_storage()._cdata, (frozenset(), None))
         return ACTIVATION if written == ACTIVATION else own | written
+
+
+def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that PyTorch's own layers apply, by name."""
+    layers = tuple(n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd))
+    attention = tuple(n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.removesuffix(".weight") in layers or name.rpartition(".")[0] in attention
+    }
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

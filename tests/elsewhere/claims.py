@@ -6,8 +6,9 @@ A line of the table says `proved` if, in training and in evaluation:
   forward leaves behind equal the plain model's bit for bit;
 - with `bp`, so do all gradients, the inputs' among them;
 - in float64, with `F = W` sent through the feedback operation at every site, all gradients agree within 1e-10;
-- with `fa`, the error below every site that was run differs from backpropagation's, and no learned weight is
-  left that is applied without feedback and is not named with its reason;
+- in float64, with `F = 2 W`, all gradients agree within 1e-10 with those of the plain model whose recorded graph
+  doubles the error below each application of a weight: no use of a weight goes without feedback;
+- what the dispatcher saw multiplied with activations is a site, or is named with its reason;
 - `revert` gives back the plain model's state, bit for bit, its classes and its attributes' names.
 """
 
@@ -15,40 +16,49 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from account import Account
+from doubled import Doubling
 from effects import changes, differing, snapshot, values
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pfa_convert import convert, revert
+from pfa_convert.alignment import feedback_of
+from pfa_convert.graph.discover import NOT_REACHED
 from pfa_convert.verify import largest_difference
-from pfa_convert.zoo.audit import ErrorsBelow, applied_plainly
 
-LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 TOLERANCE = 1e-10
 """For float64 gradients, relative to each Parameter's own norm or, where larger, a 1e-4 of the mean one's."""
 
 
 @dataclass
 class Findings:
-    """The figures of a proof, and the claims that did not hold; as a line of the table, in this order."""
+    """The figures of a proof, and the claims that did not hold; as a line of the table, in this order.
+
+    `sites` counts weights in sites and `applied` those of them that this run applied, by autograd's record;
+    `unchanged` of these have `F = W` in the claim about `F = 2 W`, since the weight is not linear in the
+    Parameter, or in several. `named` counts what the report skips; `forward` and `backpropagation` are the largest
+    differences, `feedback` and `doubled` the largest relative ones.
+    """
 
     model: str
     status: str = "failed"
     parameters: int = 0
     sites: int = 0
+    by_example: int = 0
     applied: int = 0
-    changed: int = 0
-    skipped: int = 0
+    unchanged: int = 0
+    named: int = 0
     forward: float = 0.0
     backpropagation: float = 0.0
     feedback: float = 0.0
+    doubled: float = 0.0
     seconds: float = 0.0
     reasons: str = ""
 
@@ -60,7 +70,32 @@ class Findings:
 
     def note(self, text: str) -> None:
         """Add to the reasons."""
-        self.reasons += ("; " if self.reasons else "") + text
+        if text not in self.reasons:
+            self.reasons += ("; " if self.reasons else "") + text
+
+
+@dataclass(frozen=True)
+class Call:
+    """A model's arguments; `differentiable` says that gradients of the inputs are asked for, too."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    differentiable: bool = True
+
+    def on(self, model: nn.Module) -> tuple[Any, list[Tensor]]:
+        """Return the outputs, and the inputs that get gradients."""
+        args, kwargs = tree_map(_leaf if self.differentiable else _copied, (self.args, self.kwargs))
+        inputs = [leaf for leaf in _tensors((args, kwargs)) if leaf.requires_grad]
+        return model(*args, **kwargs), inputs
+
+    def convert(self, model: nn.Module, rule: str, **options: Any) -> Any:
+        """Return the model converted with this call as its example."""
+        return convert(model, rule, example=(self.args, self.kwargs), **options)
+
+    def cast(self, to: Callable[[Tensor], Tensor]) -> Call:
+        """Return the call with its floating-point inputs cast."""
+        args, kwargs = tree_map(lambda leaf: to(leaf) if _is_float(leaf) else leaf, (self.args, self.kwargs))
+        return Call(args, kwargs, self.differentiable)
 
 
 @dataclass(frozen=True)
@@ -78,13 +113,17 @@ def prove(name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     started = time.perf_counter()
     findings = Findings(name, "proved", sum(p.numel() for p in model.parameters()))
     with_values(model)
-    call = (args, kwargs)
-    for step in (_prove_no_effects, _prove_equality, _prove_errors, _prove_feedback, _prove_the_way_back):
+    call = Call(args, kwargs)
+    try:
+        run(copy.deepcopy(model), call, True)
+    except RuntimeError as error:
+        findings.note(f"without gradients of the inputs, which the plain model does not give: {_text(error)}")
+        call = Call(args, kwargs, False)
+    for step in (_prove_no_effects, _prove_equality, _prove_account, _prove_feedback, _prove_the_way_back):
         try:
             step(model, call, findings)
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
-            findings.claim(False, f"{step.__name__.removeprefix('_prove_')}: {type(error).__name__}: {text}")
+            findings.claim(False, f"{step.__name__.removeprefix('_prove_')}: {_text(error)}")
     findings.seconds = round(time.perf_counter() - started, 1)
     return findings
 
@@ -97,33 +136,35 @@ def with_values(model: nn.Module) -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
 
 
-def run(model: nn.Module, call: Any, training: bool) -> Run:
-    """Run a model forward and back from a fixed seed."""
-    args, kwargs = tree_map(_leaf, call)
+def run(model: nn.Module, call: Call, training: bool, between: Callable[[Any], Any] | None = None) -> Run:
+    """Run a model forward and back from a fixed seed; `between` is given the differentiable outputs."""
     model.train(training).zero_grad()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = model(*args, **kwargs)
+        outputs, inputs = call.on(model)
         state, found = torch.get_rng_state(), values(model)
+        if between is not None:
+            between([leaf for leaf in _tensors(outputs) if leaf.requires_grad])
         loss(outputs).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    inputs = {f"input {n}": leaf.grad for n, leaf in enumerate(_tensors((args, kwargs))) if leaf.grad is not None}
-    return Run(tree_map(_detached, outputs), gradients | inputs, state, found)
+    gradients |= {f"input {n}": leaf.grad for n, leaf in enumerate(inputs) if leaf.grad is not None}
+    return Run(tree_map(_detached, outputs), gradients, state, found)
 
 
-def _prove_no_effects(model: nn.Module, call: Any, findings: Findings) -> None:
+def _prove_no_effects(model: nn.Module, call: Call, findings: Findings) -> None:
     before, state = snapshot(model), torch.get_rng_state()
-    report = convert(model, "fa").conversion
-    findings.sites, findings.skipped = len(report.sites), len(report.skipped)
+    reports = convert(model, "fa").conversion, call.convert(model, "fa").conversion
+    findings.sites, findings.by_example = (len({site.weight for site in report.sites}) for report in reports)
+    findings.named = len(reports[1].skipped)
     findings.claim(torch.equal(state, torch.get_rng_state()), "convert draws random numbers")
     changed = changes(before, snapshot(model))
     findings.claim(not changed, f"convert changes {changed[:3]} of the given model")
 
 
-def _prove_equality(model: nn.Module, call: Any, findings: Findings) -> None:
+def _prove_equality(model: nn.Module, call: Call, findings: Findings) -> None:
     for rule in ("fa", "bp"):
         for training in (True, False):
-            theirs, ours = run(copy.deepcopy(model), call, training), run(convert(model, rule), call, training)
+            theirs, ours = run(copy.deepcopy(model), call, training), run(call.convert(model, rule), call, training)
             mode = f"with {rule} in {'training' if training else 'evaluation'}"
             difference = largest_difference(ours.outputs, theirs.outputs)
             findings.forward = max(findings.forward, difference)
@@ -135,74 +176,84 @@ def _prove_equality(model: nn.Module, call: Any, findings: Findings) -> None:
             findings.claim(not missing, f"{mode} other tensors get a gradient: {sorted(missing)[:3]}")
             if rule == "bp":
                 shared = ours.gradients.keys() & theirs.gradients.keys()
-                wrong = [n for n in shared if largest_difference(ours.gradients[n], theirs.gradients[n]) > 0]
-                differences = [largest_difference(ours.gradients[n], theirs.gradients[n]) for n in wrong]
-                findings.backpropagation = max([findings.backpropagation, *differences])
-                findings.claim(not wrong, f"{mode} gradients differ: {sorted(wrong)[:3]}")
+                apart = {n: largest_difference(ours.gradients[n], theirs.gradients[n]) for n in shared}
+                wrong = sorted(name for name in shared if apart[name] > 0)
+                findings.backpropagation = max(findings.backpropagation, *apart.values(), 0.0)
+                findings.claim(not wrong, f"{mode} gradients differ: {wrong[:3]}")
 
 
-def _prove_errors(model: nn.Module, call: Any, findings: Findings) -> None:
-    converted = convert(model, "fa")
-    sites = {site.weight for site in converted.conversion.sites}
-    named = {skipped.name for skipped in converted.conversion.skipped}
-    layers = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, LAYERS)}
-    accounted: set[str] = set()
-    applied, changed, silent, unused = set(), set(), set(), set()
-    left: set[str] = set()
+def _prove_account(model: nn.Module, call: Call, findings: Findings) -> None:
+    seen: set[str] = set()
     for training in (True, False):
         plain = copy.deepcopy(model).train(training)
-        with Account(plain, call) as account, torch.random.fork_rng(devices=[]):
+        with Account(plain, (call.args, call.kwargs)) as account, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            plain(*call[0], **call[1])
-        accounted |= account.applied | (account.between & layers)
-        args, kwargs = tree_map(_leaf, call)
-        converted = convert(model, "fa").train(training)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(0)
-            outputs = converted(*args, **kwargs)
-            differentiable = [leaf for leaf in _tensors(outputs) if leaf.requires_grad]
-            names = {parameter: path for path, parameter in converted.named_parameters()}
-            claimed = {converted.get_parameter(name) for name in sites}
-            errors = ErrorsBelow(differentiable, claimed)
-            left |= {names.get(p, "an unnamed tensor") for p in applied_plainly(differentiable) | errors.foreign}
-            loss(outputs).backward()
-        applied |= {names[p] for p in errors.applied}
-        changed |= {names[p] for p in errors.changed}
-        silent |= {names[p] for p in errors.silent}
-        unused |= {names[p] for p in claimed - errors.applied if p.grad is not None}
-    findings.applied, findings.changed = len(applied), len(changed)
-    same = sorted(applied - changed - silent)
-    findings.claim(not same, f"fa leaves the error below {len(same)}: {same[:3]}")
-    left |= accounted - {names[parameter] for parameter in claimed}
-    unnamed = sorted(name for name in left if not any(_names(one, name) for one in named))
-    findings.claim(not unnamed, f"{len(unnamed)} applied, but no site and not named: {unnamed[:3]}")
-    findings.claim(not unused, f"{len(unused)} sites not through the feedback: {sorted(unused)[:3]}")
-    if named:
-        findings.note(f"{len(named)} named as no sites")
+            plain(*call.args, **call.kwargs)
+        seen |= account.applied
+    canonical = {parameter: name for name, parameter in model.named_parameters()}
+    for converted, when in ((convert(model, "fa"), ""), (call.convert(model, "fa"), "with an example ")):
+        report = converted.conversion
+        sites = {canonical[model.get_parameter(site.weight)] for site in report.sites}
+        named = [one.name for one in report.skipped]
+        named += [one.name for one in report.others if one.use == NOT_REACHED and not when]
+        left = sorted(n for n in seen - sites if not any(n == one or n.startswith(f"{one}.") for one in named))
+        findings.claim(not left, f"{when}{len(left)} applied, but no site and not named: {left[:3]}")
+    if report.skipped:
+        findings.note(f"named as no sites: {'; '.join(sorted({one.reason for one in report.skipped}))}")
 
 
-def _prove_feedback(model: nn.Module, call: Any, findings: Findings) -> None:
-    model = copy.deepcopy(model)
-    for precision in _PRECISIONS:
-        with precision(findings) as cast:
-            model, call = cast(model), tree_map(lambda leaf: cast(leaf) if _is_float(leaf) else leaf, call)
+def _prove_feedback(model: nn.Module, call: Call, findings: Findings) -> None:
+    model = copy.deepcopy(model).requires_grad_(True)
+    for precision in (_double, _double_by_default, _single):
+        with precision(findings) as to:
+            cast, cast_call = to(copy.deepcopy(model)), call.cast(to)
             try:
-                theirs = run(copy.deepcopy(model), call, True).gradients
-            except RuntimeError as error:
-                if "ouble" not in str(error) and "dtype" not in str(error):
+                theirs = run(copy.deepcopy(cast), cast_call, True)
+            except RuntimeError:
+                if precision is _single:
                     raise
                 continue
-            ours = run(convert(model, "bp", options={"strategy": "explicit"}), call, True).gradients
-            break
-    findings.claim(ours.keys() == theirs.keys(), "F = W gives other tensors a gradient")
-    typical = sum(gradient.norm().item() for gradient in theirs.values()) / max(len(theirs), 1)
-    for name in sorted(theirs.keys() & ours.keys()):
-        scale = max(theirs[name].norm().item(), 1e-4 * typical, 1e-300)
-        error = (ours[name] - theirs[name]).norm().item() / scale
-        findings.feedback = float(f"{max(findings.feedback, error):.1e}")
-        if not error <= TOLERANCE:
-            findings.claim(False, f"with F = W the gradient of {name} differs by {error:.1e}")
-            break
+            ours = run(cast_call.convert(cast, "bp", options={"strategy": "explicit"}), cast_call, True)
+            findings.feedback = _compare(ours, theirs, "with F = W", findings)
+            for training in (True, False):
+                plain, doubling = copy.deepcopy(cast), []
+                converted = cast_call.convert(cast, "fa")
+                named = {plain.get_parameter(n) for n in _parameters_of(plain, converted.conversion.skipped)}
+                theirs = run(plain, cast_call, training, lambda out: doubling.append(Doubling(plain, out, named)))  # noqa: B023
+                ours = run(doubled(converted, plain, doubling[0].unchanged), cast_call, training)
+                error = _compare(ours, theirs, "with F = 2 W", findings)
+                findings.doubled = max(findings.doubled, error)
+                findings.applied = max(findings.applied, len(doubling[0].applied))
+                findings.unchanged = max(findings.unchanged, len(doubling[0].unchanged))
+            return
+
+
+def doubled(converted: nn.Module, plain: nn.Module, unchanged: set[Tensor]) -> nn.Module:
+    """Return the converted model with `F = 2 W`, and `F = W` for the Parameters of `plain` that are given."""
+    with torch.no_grad():
+        for site in converted.conversion.sites:  # type: ignore[union-attr]
+            factor = 1 if plain.get_parameter(site.weight) in unchanged else 2
+            feedback_of(converted, site.weight).F0.copy_(factor * converted.get_parameter(site.weight))
+    return converted
+
+
+def _parameters_of(model: nn.Module, skipped: Any) -> list[str]:
+    named = tuple(one.name for one in skipped)
+    return [n for n, _ in model.named_parameters() if n in named or n.startswith(tuple(f"{one}." for one in named))]
+
+
+def _compare(ours: Run, theirs: Run, when: str, findings: Findings) -> float:
+    """Return the largest relative difference of two runs' gradients, and claim that there is none."""
+    differ = sorted(ours.gradients.keys() ^ theirs.gradients.keys())
+    findings.claim(not differ, f"{when} other tensors get a gradient: {differ[:3]}")
+    typical = sum(gradient.norm().item() for gradient in theirs.gradients.values()) / max(len(theirs.gradients), 1)
+    errors = {}
+    for name in ours.gradients.keys() & theirs.gradients.keys():
+        a, b = ours.gradients[name], theirs.gradients[name]
+        errors[name] = (a - b).norm().item() / max(b.norm().item(), 1e-4 * typical, 1e-300)
+    wrong = sorted((name for name in errors if not errors[name] <= TOLERANCE), key=errors.__getitem__)
+    findings.claim(not wrong, f"{when} {len(wrong)} gradients differ: {[f'{n} {errors[n]:.1e}' for n in wrong[-3:]]}")
+    return float(f"{max(errors.values(), default=0.0):.1e}")
 
 
 @contextmanager
@@ -211,7 +262,7 @@ def _double(_: Findings) -> Iterator[Any]:
 
 
 @contextmanager
-def _double_by_default(findings: Findings) -> Iterator[Any]:
+def _double_by_default(_: Findings) -> Iterator[Any]:
     torch.set_default_dtype(torch.float64)
     try:
         yield lambda value: value.double()
@@ -222,24 +273,21 @@ def _double_by_default(findings: Findings) -> Iterator[Any]:
 @contextmanager
 def _single(findings: Findings) -> Iterator[Any]:
     findings.note("compared in float32, since the model does not run in float64")
-    yield lambda value: value.float()
+    with nullcontext():
+        yield lambda value: value.float()
 
 
-_PRECISIONS = (_double, _double_by_default, _single)
-
-
-def _prove_the_way_back(model: nn.Module, call: Any, findings: Findings) -> None:
-    converted = convert(model, "pfa")
+def _prove_the_way_back(model: nn.Module, call: Call, findings: Findings) -> None:
+    converted, plain = call.convert(model, "pfa"), copy.deepcopy(model)
     run(converted, call, True)
-    plain = copy.deepcopy(model)
     run(plain, call, True)
     back, state = revert(converted, inplace=True), plain.state_dict()
     same = back.state_dict().keys() == state.keys() and not differing(back.state_dict(), state)
     findings.claim(same, "revert does not give back the state")
     classes = [type(module) for module in plain.modules()]
     findings.claim([type(module) for module in back.modules()] == classes, "revert leaves other classes")
-    attributes = {key for key in snapshot(back)} ^ {key for key in snapshot(plain)}
-    findings.claim(not attributes, f"revert leaves other attributes: {sorted(attributes)[:3]}")
+    attributes = sorted(set(snapshot(back)) ^ set(snapshot(plain)))
+    findings.claim(not attributes, f"revert leaves other attributes: {attributes[:3]}")
 
 
 def loss(outputs: Any) -> Tensor:
@@ -265,9 +313,13 @@ def _leaf(leaf: Any) -> Any:
     return leaf.clone().requires_grad_() if _is_float(leaf) else leaf
 
 
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
 def _detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else None
 
 
-def _names(skipped: str, parameter: str) -> bool:
-    return parameter == skipped or parameter.startswith(f"{skipped}.")
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
