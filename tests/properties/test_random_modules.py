@@ -18,7 +18,7 @@ from pfa_convert.alignment import feedback_of
 EXACT = 1e-10
 """In float64, of the largest gradient: a dozen steps, each of sums of a few dozen products."""
 
-steps = st.builds(Line, st.sampled_from(sorted(STEPS)), st.sampled_from(sorted(CONTEXTS)), st.integers(1, 4))
+steps = st.builds(Line, st.sampled_from(sorted(set(STEPS) - {"a learned multiple"})), st.sampled_from(sorted(CONTEXTS)), st.integers(1, 4))
 statements = st.builds(Line, st.sampled_from(sorted(STATEMENTS)))
 leaves = st.lists(st.one_of(steps, steps, steps, statements), min_size=1, max_size=4)
 children = st.builds(lambda child: Line("child", child=tuple(child)), leaves)
@@ -39,7 +39,7 @@ def run(model, x, mask=None, seed=3):
 
 
 def assert_same(ours, theirs, tolerance=None):
-    assert torch.equal(ours[0], theirs[0]) or bool((ours[0].isnan() & theirs[0].isnan()).any())
+    assert torch.equal(ours[0], theirs[0]), "another output"
     assert torch.equal(ours[2], theirs[2]), "other random numbers"
     assert ours[1].keys() == theirs[1].keys()
     scale = max(gradient.abs().max().item() for gradient in theirs[1].values())
@@ -48,6 +48,11 @@ def assert_same(ours, theirs, tolerance=None):
             assert torch.equal(ours[1][name], gradient), name
         else:
             assert (ours[1][name] - gradient).abs().max().item() <= tolerance * (scale + 1), name
+
+
+def assert_through_feedback(ours, reference, plain):
+    """The output is the plain model's, bit for bit; the gradients are the reference's."""
+    assert_same(ours, (plain[0], reference[1], plain[2]), EXACT)
 
 
 def attributes(model):
@@ -89,9 +94,11 @@ def check(lines, rule, seed):
         assert_same(run(turned(one), x), run(turned(two), x))
 
     plain, x, mask = before.double(), x.double(), mask.double()
+    before = copy.deepcopy(plain)
     equal = convert(plain, "bp", options={"strategy": "explicit"})
     assert_same(run(equal, x), run(copy.deepcopy(plain), x), EXACT)
 
+    plain = copy.deepcopy(before)
     converted = convert(plain, rule)
     report = converted.conversion
     applied, sites = applied_weights(plain), {site.weight for site in report.sites}
@@ -104,10 +111,10 @@ def check(lines, rule, seed):
 
     reference = as_reference(copy.deepcopy(plain), feedback)
     for training in (True, False):
-        converted.train(training), reference.train(training)
+        models = converted.train(training), reference.train(training), plain.train(training)
         for given_mask in (None, mask):
-            assert_same(run(converted, x, given_mask), run(reference, x, given_mask), EXACT)
-        assert_same(run(turned(converted), x), run(turned(reference), x), EXACT)
+            assert_through_feedback(*(run(model, x, given_mask) for model in models))
+        assert_through_feedback(*(run(turned(model), x) for model in models))
     back = revert(converted)
     assert [type(m) for m in back.modules()] == [type(m) for m in plain.modules()]
     assert back.state_dict().keys() == plain.state_dict().keys()
@@ -131,6 +138,6 @@ def test_each_statement(name):
 
 @settings(max_examples=int(os.environ.get("RANDOM_MODULES", "60")), deadline=None, database=None,
           suppress_health_check=list(HealthCheck))  # fmt: skip
-@given(programs, st.sampled_from(["fa", "pfa", "usf", "kp"]), st.integers(0, 1000))
+@given(programs, st.sampled_from(["fa", "usf"]), st.integers(0, 1000))
 def test_random_modules(lines, rule, seed):
     check(lines, rule, seed)
