@@ -1,4 +1,4 @@
-"""Which Parameters one run applies as weights, by what PyTorch's dispatcher sees; nothing of the package is used.
+"""Which Parameters one run applies as weights, by what PyTorch's dispatcher sees, without the package.
 
 Every tensor is of one of three kinds: computed from Parameters alone, a constant, or an activation. A matrix
 product or a convolution of the first kind with the last applies the Parameters that it was computed from.
@@ -15,16 +15,35 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 FACTORS = {
-    "mm": ((0, 1),), "bmm": ((0, 1),), "mv": ((0, 1),), "dot": ((0, 1),), "vdot": ((0, 1),), "matmul": ((0, 1),),
-    "linear": ((0, 1),), "addmm": ((1, 2),), "_addmm_activation": ((1, 2),), "baddbmm": ((1, 2),), "addmv": ((1, 2),),
-    "addbmm": ((1, 2),), "_grouped_mm": ((0, 1),), "convolution": ((0, 1),), "_convolution": ((0, 1),),
-    "convolution_overrideable": ((0, 1),), "mkldnn_convolution": ((0, 1),), "deform_conv2d": ((0, 1),),
-    "_trilinear": ((0, 1), (1, 2)), "mkldnn_rnn_layer": ((0, 1), (0, 2)), "lstm": ((0, 2),), "_sparse_mm": ((0, 1),),
+    "mm": ((0, 1),),
+    "bmm": ((0, 1),),
+    "mv": ((0, 1),),
+    "dot": ((0, 1),),
+    "vdot": ((0, 1),),
+    "matmul": ((0, 1),),
+    "linear": ((0, 1),),
+    "addmm": ((1, 2),),
+    "_addmm_activation": ((1, 2),),
+    "baddbmm": ((1, 2),),
+    "addmv": ((1, 2),),
+    "addbmm": ((1, 2),),
+    "_grouped_mm": ((0, 1),),
+    "convolution": ((0, 1),),
+    "_convolution": ((0, 1),),
+    "convolution_overrideable": ((0, 1),),
+    "mkldnn_convolution": ((0, 1),),
+    "deform_conv2d": ((0, 1),),
+    "_trilinear": ((0, 1), (1, 2)),
+    "mkldnn_rnn_layer": ((0, 1), (0, 2)),
+    "lstm": ((0, 2),),
+    "_sparse_mm": ((0, 1),),
     "_scaled_dot_product_flash_attention_for_cpu": ((0, 1), (0, 2)),
-}  # fmt: skip
+}
 """The operations that sum over products of two arguments' elements, and which arguments those are."""
 
-LOOKUPS = frozenset(["embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather"])
+LOOKUPS = frozenset(
+    ["embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather"]
+)
 ACTIVATION = frozenset(["an activation"])
 Origin = frozenset[Any]
 
@@ -32,9 +51,9 @@ Origin = frozenset[Any]
 class Account(TorchDispatchMode):
     """Collects the names of the Parameters, of two or more dimensions, that a run multiplies.
 
-    `applied` are those multiplied with activations; also a layer's weight that is multiplied with a learned input,
-    which makes an activation of it. `between` are those of other products of two Parameters. `inputs` are the
-    tensors that the run is given. Random numbers and constants are neither learned nor activations.
+    `applied` are those multiplied with activations; also a layer's weight that is multiplied with a learned
+    input, which makes an activation of it. `between` are those of other products of two Parameters. `inputs`
+    are the tensors that the run is given. Random numbers and constants are neither learned nor activations.
     """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
@@ -59,7 +78,11 @@ class Account(TorchDispatchMode):
             for one in first:
                 for other in second:
                     made_of_layer |= self._multiplied(one, other)
-        origin: Origin = ACTIVATION if made_of_layer else frozenset().union(*(self._origin(t) for t in _tensors((args, kwargs))))
+        origin: Origin = (
+            ACTIVATION
+            if made_of_layer
+            else frozenset().union(*(self._origin(t) for t in _tensors((args, kwargs))))
+        )
         if ACTIVATION & origin or (name in LOOKUPS and origin):
             origin = ACTIVATION
         for tensor in _tensors(result):

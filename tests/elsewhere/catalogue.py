@@ -16,8 +16,16 @@ from typing import Any
 from torch import nn
 
 LIBRARIES = (
-    "transformers", "diffusers", "peft", "open_clip", "segmentation", "monai", "torchaudio", "geometric", "spiking",
-)  # fmt: skip
+    "transformers",
+    "diffusers",
+    "peft",
+    "open_clip",
+    "segmentation",
+    "monai",
+    "torchaudio",
+    "geometric",
+    "spiking",
+)
 """The modules `on_<name>.py` beside this file; each registers its entries when it is imported."""
 
 Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]

@@ -11,7 +11,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.d
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Return each module's class and attributes by name: what they are, and the values where they are plain."""
+    """Return each module's class and attributes by name, their values where they are plain."""
     found: dict[str, Any] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         found[f"{name}: class"] = type(module)
@@ -22,7 +22,9 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Return the names of what two snapshots of one model do not have in common."""
-    return sorted(key for key in before.keys() | after.keys() if before.get(key, _ABSENT) != after.get(key, _ABSENT))
+    return sorted(
+        key for key in before.keys() | after.keys() if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+    )
 
 
 def values(model: nn.Module) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def values(model: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         for key, value in (vars(module) | module._buffers).items():
-            if isinstance(value, PLAIN + (Tensor,)) and not key.startswith("_"):
+            if isinstance(value, (*PLAIN, Tensor)) and not key.startswith("_"):
                 found[f"{name}.{key}"] = value
     return found
 
@@ -50,7 +52,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _described(value: Any) -> Any:
-    """Return something comparable: a container's entries, a tensor's identity and version, or the identity."""
+    """Return a plain value, a container's entries, a tensor's identity and version, or the identity."""
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, dict):

@@ -18,8 +18,14 @@ def adapter(name: str, kind: str, settings: dict[str, Any]) -> None:
         import peft
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        settings_of_llama = LlamaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                        intermediate_size=16, max_position_embeddings=32)  # fmt: skip
+        settings_of_llama = LlamaConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=32,
+        )
         config = getattr(peft, kind)(**settings)
         model = peft.get_peft_model(LlamaForCausalLM(settings_of_llama), config)
         return model, (), {"input_ids": torch.randint(1, 50, (2, 8)), "use_cache": False}
@@ -39,9 +45,17 @@ def _convolutional(name: str, kind: str, settings: dict[str, Any]) -> None:
 
 
 adapter("lora", "LoraConfig", {"r": 4, "target_modules": TARGETS})
-adapter("lora, dropout", "LoraConfig", {"r": 4, "target_modules": TARGETS, "lora_dropout": 0.2, "bias": "lora_only"})
+adapter(
+    "lora, dropout",
+    "LoraConfig",
+    {"r": 4, "target_modules": TARGETS, "lora_dropout": 0.2, "bias": "lora_only"},
+)
 adapter("dora", "LoraConfig", {"r": 4, "target_modules": TARGETS, "use_dora": True})
-adapter("adalora", "AdaLoraConfig", {"init_r": 4, "target_modules": TARGETS, "total_step": 10, "tinit": 1, "tfinal": 2})
+adapter(
+    "adalora",
+    "AdaLoraConfig",
+    {"init_r": 4, "target_modules": TARGETS, "total_step": 10, "tinit": 1, "tfinal": 2},
+)
 adapter("loha", "LoHaConfig", {"r": 4, "target_modules": TARGETS})
 adapter("lokr", "LoKrConfig", {"r": 4, "target_modules": TARGETS})
 adapter("ia3", "IA3Config", {"target_modules": TARGETS, "feedforward_modules": ["down_proj"]})

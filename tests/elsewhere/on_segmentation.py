@@ -8,7 +8,9 @@ import torch
 from catalogue import Case, add
 
 
-def model(name: str, kind: str, encoder: str = "timm-mobilenetv3_small_minimal_100", size: int = 64, **settings: Any) -> None:
+def model(
+    name: str, kind: str, encoder: str = "timm-mobilenetv3_small_minimal_100", size: int = 64, **settings: Any
+) -> None:
     """Put a segmentation model into the catalogue."""
 
     def factory() -> Case:

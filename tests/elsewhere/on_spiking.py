@@ -33,8 +33,12 @@ def reset_hidden(network: nn.Module) -> None:
 def leaky() -> Case:
     import snntorch as snn
 
-    net = nn.Sequential(nn.Linear(6, 8), snn.Leaky(beta=0.8, init_hidden=True, learn_beta=True), nn.Linear(8, 4),
-                        snn.Leaky(beta=0.7, init_hidden=True))  # fmt: skip
+    net = nn.Sequential(
+        nn.Linear(6, 8),
+        snn.Leaky(beta=0.8, init_hidden=True, learn_beta=True),
+        nn.Linear(8, 4),
+        snn.Leaky(beta=0.7, init_hidden=True),
+    )
     return OverTime(net, reset_hidden), (torch.rand(3, 6) * 2,), {}
 
 
@@ -70,9 +74,13 @@ def explicit() -> Case:
 def recurrent_leaky() -> Case:
     import snntorch as snn
 
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(),
-                        snn.RLeaky(beta=0.8, linear_features=64, init_hidden=True), nn.Linear(64, 4),
-                        snn.Leaky(beta=0.7, init_hidden=True, output=False))  # fmt: skip
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.Flatten(),
+        snn.RLeaky(beta=0.8, linear_features=64, init_hidden=True),
+        nn.Linear(64, 4),
+        snn.Leaky(beta=0.7, init_hidden=True, output=False),
+    )
     return OverTime(net, reset_hidden), (torch.rand(2, 1, 6, 6) * 2,), {}
 
 
@@ -88,9 +96,17 @@ def slstm() -> Case:
 def integrate() -> Case:
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
-    net = nn.Sequential(layer.Conv2d(1, 4, 3, padding=1, bias=False), layer.BatchNorm2d(4), neuron.IFNode(
-        surrogate_function=surrogate.ATan()), layer.MaxPool2d(2), layer.Flatten(), layer.Linear(36, 8),
-        neuron.LIFNode(), layer.Dropout(0.2), layer.Linear(8, 4))  # fmt: skip
+    net = nn.Sequential(
+        layer.Conv2d(1, 4, 3, padding=1, bias=False),
+        layer.BatchNorm2d(4),
+        neuron.IFNode(surrogate_function=surrogate.ATan()),
+        layer.MaxPool2d(2),
+        layer.Flatten(),
+        layer.Linear(36, 8),
+        neuron.LIFNode(),
+        layer.Dropout(0.2),
+        layer.Linear(8, 4),
+    )
     return OverTime(net, functional.reset_net), (torch.rand(2, 1, 6, 6) * 3,), {}
 
 
@@ -116,8 +132,14 @@ class MultiStep(nn.Module):
 def multi_step() -> Case:
     from spikingjelly.activation_based import layer, neuron
 
-    net = nn.Sequential(layer.Conv2d(1, 4, 3, padding=1), layer.BatchNorm2d(4), neuron.ParametricLIFNode(),
-                        layer.AvgPool2d(2), layer.Flatten(), layer.Linear(36, 4))  # fmt: skip
+    net = nn.Sequential(
+        layer.Conv2d(1, 4, 3, padding=1),
+        layer.BatchNorm2d(4),
+        neuron.ParametricLIFNode(),
+        layer.AvgPool2d(2),
+        layer.Flatten(),
+        layer.Linear(36, 4),
+    )
     return MultiStep(net), (torch.rand(4, 2, 1, 6, 6) * 3,), {}
 
 
@@ -126,6 +148,7 @@ def spiking_resnet() -> Case:
     from spikingjelly.activation_based import functional, neuron
     from spikingjelly.activation_based.model import spiking_resnet
 
-    net = spiking_resnet.SpikingResNet(spiking_resnet.BasicBlock, [1, 1, 1, 1], num_classes=4,
-                                       spiking_neuron=neuron.IFNode)  # fmt: skip
+    net = spiking_resnet.SpikingResNet(
+        spiking_resnet.BasicBlock, [1, 1, 1, 1], num_classes=4, spiking_neuron=neuron.IFNode
+    )
     return OverTime(net, functional.reset_net, 2), (torch.rand(2, 3, 32, 32) * 3,), {}

@@ -17,7 +17,11 @@ def conformer() -> Case:
 def emformer() -> Case:
     from torchaudio.models import Emformer
 
-    return Emformer(16, 2, 24, 1, 4, right_context_length=1), (torch.randn(2, 9, 16), torch.tensor([8, 8])), {}
+    return (
+        Emformer(16, 2, 24, 1, 4, right_context_length=1),
+        (torch.randn(2, 9, 16), torch.tensor([8, 8])),
+        {},
+    )
 
 
 @entry("torchaudio", "conv-tasnet")
@@ -38,7 +42,9 @@ def wav2letter() -> Case:
 def wav2vec2() -> Case:
     from torchaudio.models import wav2vec2_model
 
-    model = wav2vec2_model("group_norm", [(8, 5, 4), (8, 3, 2)], False, 16, 0.1, 4, 2, 1, 2, 0.1, 24, 0.1, 0.1, False, 0.0, 5)
+    model = wav2vec2_model(
+        "group_norm", [(8, 5, 4), (8, 3, 2)], False, 16, 0.1, 4, 2, 1, 2, 0.1, 24, 0.1, 0.1, False, 0.0, 5
+    )
     return model, (torch.randn(2, 320),), {}
 
 
@@ -46,7 +52,9 @@ def wav2vec2() -> Case:
 def wavernn() -> Case:
     from torchaudio.models import WaveRNN
 
-    model = WaveRNN([2, 2], 8, 4, n_res_block=1, n_rnn=8, n_fc=8, kernel_size=3, n_freq=6, n_hidden=8, n_output=8)
+    model = WaveRNN(
+        [2, 2], 8, 4, n_res_block=1, n_rnn=8, n_fc=8, kernel_size=3, n_freq=6, n_hidden=8, n_output=8
+    )
     return model, (torch.randn(2, 1, 12), torch.randn(2, 1, 6, 5)), {}
 
 
@@ -54,8 +62,20 @@ def wavernn() -> Case:
 def tacotron2() -> Case:
     from torchaudio.models import Tacotron2
 
-    model = Tacotron2(n_mels=6, n_symbol=20, symbol_embedding_dim=8, encoder_embedding_dim=8, encoder_n_convolution=1,
-                      decoder_rnn_dim=8, attention_rnn_dim=8, attention_hidden_dim=8, attention_location_n_filter=4,
-                      attention_location_kernel_size=3, prenet_dim=8, postnet_embedding_dim=8, postnet_n_convolution=2)  # fmt: skip
+    model = Tacotron2(
+        n_mels=6,
+        n_symbol=20,
+        symbol_embedding_dim=8,
+        encoder_embedding_dim=8,
+        encoder_n_convolution=1,
+        decoder_rnn_dim=8,
+        attention_rnn_dim=8,
+        attention_hidden_dim=8,
+        attention_location_n_filter=4,
+        attention_location_kernel_size=3,
+        prenet_dim=8,
+        postnet_embedding_dim=8,
+        postnet_n_convolution=2,
+    )
     tokens, lengths = torch.randint(1, 20, (2, 6)), torch.tensor([6, 5])
     return model, (tokens, lengths, torch.randn(2, 6, 4), torch.tensor([4, 4])), {}

@@ -16,9 +16,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch  # noqa: E402
-from catalogue import catalogue  # noqa: E402
-from claims import Findings, prove  # noqa: E402
+import torch
+from catalogue import catalogue
+from claims import Findings, prove
 
 DEFAULT = Path(__file__).parents[2] / "docs" / "proof-elsewhere.csv"
 
@@ -45,7 +45,10 @@ def main() -> None:
             line = prove(entry.name, *entry.factory())
             writer.writerow(asdict(line))
             file.flush()
-            print(f"{line.status} {line.model:<42} {line.sites:>4} sites {line.seconds:5.1f} s  {line.reasons}", flush=True)
+            print(
+                f"{line.status} {line.model:<42} {line.sites:>4} sites {line.seconds:5.1f} s  {line.reasons}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

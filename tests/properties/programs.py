@@ -1,7 +1,8 @@
 """Random modules written out as Python source, and the same modules with a feedback pass by plain autograd.
 
-In the module a step reads `x @ self.w1`. In the reference it stands in a function of its operands, which `graft`
-calls twice: with the weights and detached activations, and with the feedback weights and the activations.
+In the module a step reads `x @ self.w1`. In the reference it stands in a function of its operands, which
+`graft` calls twice: with the weights and detached activations, and with the feedback weights and the
+activations.
 """
 
 from __future__ import annotations
@@ -88,14 +89,25 @@ class _Writer:
         read = {key: f"self.{path}" for key, path in own.items()}
         plain = reference = step.expression.format(x="x", layer=f"self.layer{index}", **read)
         if step.weights:
-            inside = step.expression.format(x="x", layer=f"with_parameters(self.layer{index}, dict({_pairs(operands)}))",
-                                            **{key: key for key in operands})  # fmt: skip
+            inside = step.expression.format(
+                x="x",
+                layer=f"with_parameters(self.layer{index}, dict({_pairs(operands)}))",
+                **{key: key for key in operands},
+            )
             feedback = [f"self.feedback[{own[key]!r}]" for key in step.weights]
-            arguments = (f"[{', '.join(entries)}]" for entries in (
-                [read[key] for key in step.weights], feedback, [read[key] for key in step.others]))  # fmt: skip
+            arguments = (
+                f"[{', '.join(entries)}]"
+                for entries in (
+                    [read[key] for key in step.weights],
+                    feedback,
+                    [read[key] for key in step.others],
+                )
+            )
             reference = f"graft(lambda {', '.join(['x', *operands])}: {inside}, x, {', '.join(arguments)})"
         context = line.context if step.weights or line.context == "residual" else ""
-        self._write(*(CONTEXTS[context].format(value=f"({value})", i=index, m=m) for value in (plain, reference)))
+        self._write(
+            *(CONTEXTS[context].format(value=f"({value})", i=index, m=m) for value in (plain, reference))
+        )
         for kind, value in (("plain", plain), ("reference", reference)):
             self._methods[kind].append(f"def apply_{index}(self, x):\n    return {value}")
         self.n = n + m if context in ("residual", "no_grad", "flag") else m
@@ -106,8 +118,12 @@ class _Writer:
 
     def written(self, kind: str) -> type[nn.Module]:
         """Return the class, whose source can be looked up as that of any user's."""
-        forward = "def forward(self, x, mask=None):\n" + textwrap.indent("\n".join([*self._body[kind], "return x"]), "    ")
-        source = "class RandomModule(nn.Module):\n" + textwrap.indent("\n".join([forward, *self._methods[kind]]), "    ")
+        forward = "def forward(self, x, mask=None):\n" + textwrap.indent(
+            "\n".join([*self._body[kind], "return x"]), "    "
+        )
+        source = "class RandomModule(nn.Module):\n" + textwrap.indent(
+            "\n".join([forward, *self._methods[kind]]), "    "
+        )
         file = f"<random module {next(_numbers)}>"
         linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
         namespace = dict(vars(_Namespace), __name__="random_module")
@@ -122,7 +138,11 @@ def _pairs(names: Any) -> str:
 
 
 def graft(
-    function: Callable[..., Tensor], x: Tensor, weights: list[Tensor], feedback: list[Tensor], others: list[Tensor]
+    function: Callable[..., Tensor],
+    x: Tensor,
+    weights: list[Tensor],
+    feedback: list[Tensor],
+    others: list[Tensor],
 ) -> Tensor:
     """Return `function(x, *weights, *others)`, whose gradient below goes through the feedback weights."""
     if not torch.is_grad_enabled():
@@ -144,18 +164,27 @@ class with_parameters:
 
 
 class _Namespace:
-    torch, nn, F, checkpoint, graft, with_parameters = torch, nn, functional, checkpoint, graft, with_parameters
+    torch, nn, F, checkpoint, graft, with_parameters = (
+        torch,
+        nn,
+        functional,
+        checkpoint,
+        graft,
+        with_parameters,
+    )
 
 
 def as_reference(module: nn.Module, feedback: Callable[[str], Tensor | None]) -> nn.Module:
-    """Turn a module into its reference; `feedback` returns the `F` of a Parameter by name, None for `F = W`."""
+    """Turn a module into its reference; `feedback` returns a Parameter's `F` by name, None for `F = W`."""
     for name, owner in list(module.named_modules()):
         reference = getattr(type(owner), "reference", None)
         if reference is not None:
             paths = {own: f"{name}.{own}" if name else own for own in type(owner).weights}  # type: ignore[attr-defined]
             found = {own: feedback(path) for own, path in paths.items()}
             owner.__class__ = reference
-            owner.feedback = {own: owner.get_parameter(own).detach() if F is None else F for own, F in found.items()}  # type: ignore[assignment]
+            owner.feedback = {
+                own: owner.get_parameter(own).detach() if F is None else F for own, F in found.items()
+            }  # type: ignore[assignment]
     return module
 
 

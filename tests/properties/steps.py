@@ -1,6 +1,7 @@
 """The operations and statements that random modules are made of.
 
-A step is an expression of the activations `x` (3 x 5 x features), of weights `{W}` and of other Parameters `{b}`.
+A step is an expression of the activations `x` (3 x 5 x features), of weights `{W}` and of other Parameters,
+`{b}` or `{g}`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class Step:
     """One kind of operation. The shapes are functions of the features that come in and go out.
 
     `weights` are applied to activations, `others` are Parameters that are not (biases, scales, added tables).
-    `same` says that no features change. A `layer` is a module that the expression calls as `{layer}`; its weights
-    and others are the Parameters of those names.
+    `same` says that no features change. A `layer` is a module that the expression calls as `{layer}`; its
+    weights and others are the Parameters of those names.
     """
 
     expression: str
@@ -73,7 +74,9 @@ STEPS: dict[str, Step] = {
     "bmm": _step("torch.bmm({x}, {W})", _of(3, "n", "m")),
     "bmm expanded": _step("torch.bmm({x}, {W}.expand(3, -1, -1))", _io),
     "addmm": _step(f"torch.addmm({{b}}, {FLAT}, {{W}}).view(3, 5, -1)", _io, b=_o),
-    "addmm scaled": _step(f"torch.addmm({{b}}, {FLAT}, {{W}}.t(), beta=0.5, alpha=2.0).view(3, 5, -1)", _oi, b=_o),
+    "addmm scaled": _step(
+        f"torch.addmm({{b}}, {FLAT}, {{W}}.t(), beta=0.5, alpha=2.0).view(3, 5, -1)", _oi, b=_o
+    ),
     "Tensor.addmm": _step(f"{{b}}.addmm({FLAT}, {{W}}).view(3, 5, -1)", _io, b=_o),
     "baddbmm": _step("torch.baddbmm({b}, {x}, {W})", _of(3, "n", "m"), b=_of(1, 1, "m")),
     "addbmm": _step("torch.addbmm({b}, {x}, {W}).expand(3, 5, -1)", _of(3, "n", "m"), b=_of(1, "m")),
@@ -86,17 +89,23 @@ STEPS: dict[str, Step] = {
     "inner": _step("torch.inner({x}, {W})", _oi),
     "conv1d": _step(f"F.conv1d({TURNED}, {{W}}, {{b}}, padding=1).transpose(1, 2)", _of("m", "n", 3), b=_o),
     "torch.conv1d": _step(f"torch.conv1d({TURNED}, {{W}}, padding='same').transpose(1, 2)", _of("m", "n", 3)),
-    "conv2d": _step(f"F.conv2d({TURNED}[:, :, None], {{W}}, padding=(0, 1))[:, :, 0].mT", _of("m", "n", 1, 3)),
-    "conv_transpose1d": _step(f"F.conv_transpose1d({TURNED}, {{W}}, {{b}}, padding=1).mT", _of("n", "m", 3), b=_o),
+    "conv2d": _step(
+        f"F.conv2d({TURNED}[:, :, None], {{W}}, padding=(0, 1))[:, :, 0].mT", _of("m", "n", 1, 3)
+    ),
+    "conv_transpose1d": _step(
+        f"F.conv_transpose1d({TURNED}, {{W}}, {{b}}, padding=1).mT", _of("n", "m", 3), b=_o
+    ),
     "torch.convolution": _step(
-        f"torch.convolution({TURNED}, {{W}}, None, [1], [1], [1], False, [0], 1).transpose(1, 2)", _of("m", "n", 3)
+        f"torch.convolution({TURNED}, {{W}}, None, [1], [1], [1], False, [0], 1).transpose(1, 2)",
+        _of("m", "n", 3),
     ),
     "aten.linear": _step("torch.ops.aten.linear({x}, {W}, {b})", _oi, b=_o),
     "aten.mm": _step(f"torch.ops.aten.mm.default({FLAT}, {{W}}).view(3, 5, -1)", _io),
     "aten.addmm": _step(f"torch.ops.aten.addmm({{b}}, {FLAT}, {{W}}).view(3, 5, -1)", _io, b=_o),
     "aten.convolution": _step(
         f"torch.ops.aten.convolution.default({TURNED}, {{W}}, {{b}}, [1], [1], [1], False, [0], 1).mT",
-        _of("m", "n", 3), b=_o,
+        _of("m", "n", 3),
+        b=_o,
     ),
     "a slice": _step("F.linear({x}, {W}[1:])", lambda n, m: (m + 1, n)),
     "two slices": _step("F.linear({x}, {W}[:1]) + F.linear({x}, {W}[1:])", lambda n, m: (m + 1, n)),
@@ -116,17 +125,29 @@ STEPS: dict[str, Step] = {
     "stacked": _step("torch.matmul({x}, torch.stack([{W}, {A}])[:, None]).sum(0)", _io, A=_io),
     "cast": _step("F.linear({x}, {W}.to({x}.dtype))", _oi),
     "nn.Linear": _layer("{layer}({x})", nn.Linear, "bias"),
-    "nn.Conv1d": _layer(f"{{layer}}({TURNED}).mT", lambda n, m: nn.Conv1d(n, m, 3, padding="same", padding_mode="circular"), "bias"),
-    "nn.ConvTranspose1d": _layer(f"{{layer}}({TURNED}).mT", lambda n, m: nn.ConvTranspose1d(n, m, 3, padding=1, bias=False)),
+    "nn.Conv1d": _layer(
+        f"{{layer}}({TURNED}).mT",
+        lambda n, m: nn.Conv1d(n, m, 3, padding="same", padding_mode="circular"),
+        "bias",
+    ),
+    "nn.ConvTranspose1d": _layer(
+        f"{{layer}}({TURNED}).mT", lambda n, m: nn.ConvTranspose1d(n, m, 3, padding=1, bias=False)
+    ),
     "nn.Bilinear": _layer("{layer}({x}, {x}.cos())", lambda n, m: nn.Bilinear(n, n, m), "bias"),
     "a layer's weight, turned": _layer("{x} @ {layer}.weight.t()", lambda n, m: nn.Linear(n, m, bias=False)),
-    "a layer's weight, sliced": _layer("F.linear({x}, {layer}.weight[1:])", lambda n, m: nn.Linear(n, m + 1, bias=False)),
+    "a layer's weight, sliced": _layer(
+        "F.linear({x}, {layer}.weight[1:])", lambda n, m: nn.Linear(n, m + 1, bias=False)
+    ),
     "a table's rows": _layer("F.linear({x}, {layer}.weight)", lambda n, m: nn.Embedding(m, n)),
     # No linear map with a weight: the error below is backpropagation's.
     "an added table": Step("{x} + {T}", {}, {"T": _of(5, "n")}, same=True),
     "a scale": Step("{x} * {T}", {}, {"T": _of(5, "n")}, same=True),
-    "a learned product, added": Step("{x} + ({T} @ {U}).tanh()", {}, {"T": _of(5, 2), "U": _of(2, "n")}, same=True),
-    "layer norm": Step("F.layer_norm({x}, {x}.shape[-1:], {g}, {b})", {}, {"g": _of("n"), "b": _of("n")}, same=True),
+    "a learned product, added": Step(
+        "{x} + ({T} @ {U}).tanh()", {}, {"T": _of(5, 2), "U": _of(2, "n")}, same=True
+    ),
+    "layer norm": Step(
+        "F.layer_norm({x}, {x}.shape[-1:], {g}, {b})", {}, {"g": _of("n"), "b": _of("n")}, same=True
+    ),
     "attention without weights": Step("F.scaled_dot_product_attention({x}, {x}, {x})", same=True),
     "noise": Step("{x} + 0.1 * torch.randn(5, 1)", same=True),
     "dropout": Step("F.dropout({x}, self.p, self.training)", same=True),
@@ -148,10 +169,12 @@ CONTEXTS: dict[str, str] = {
     "residual": "x = torch.cat([x, {value}], -1)",
     "relu": "x = {value}.relu()",
     "in place": "x = {value}\nx += 1\nx.tanh_()",
-    "autocast": "with torch.autocast('cpu', torch.bfloat16, enabled=self.mixed):\n    x = {value}\nx = x.to(self.shift.dtype)",
+    "autocast": "with torch.autocast('cpu', torch.bfloat16, enabled=self.mixed):\n    x = {value}\n"
+    "x = x.to(self.shift.dtype)",
     "no autocast": "with torch.autocast('cpu', enabled=False):\n    x = {value}",
     "no_grad": "with torch.no_grad():\n    y = {value}\nx = torch.cat([x, y], -1)",
-    "flag": "if self.flag:\n    x = torch.cat([x, {value}], -1)\nelse:\n    x = torch.cat([x, x[..., :1].expand(-1, -1, {m})], -1)",
+    "flag": "if self.flag:\n    x = torch.cat([x, {value}], -1)\n"
+    "else:\n    x = torch.cat([x, x[..., :1].expand(-1, -1, {m})], -1)",
     "other method": "x = self.apply_{i}(x)",
     "checkpoint": "x = checkpoint(self.apply_{i}, x, use_reentrant=False)",
     "loop": "for _ in range(2):\n    y = {value}\nx = y",
