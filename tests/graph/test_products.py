@@ -223,7 +223,7 @@ def test_an_experts_weight_that_activations_choose_is_a_site(example):
 
 
 def test_a_weight_that_activations_modulate_sends_its_error_through_the_modulated_feedback_weight():
-    """As StyleGAN 2: a weight for each image, scaled by its style and normalised, as a grouped convolution."""
+    """As in StyleGAN 2: for each image a weight, scaled by its style and normalised."""
 
     def modulated(self, x):
         style = x.mean(1).detach()
