@@ -178,9 +178,12 @@ class FollowWeights(TorchFunctionMode):
         if unknown or mixed:
             self.used_otherwise(func, [one for one in learned if not one.mixed])
         if unknown and product is None:
-            # Elementwise, a weight stays one: `W * mask`. Looked up or spread over a batch, it does not.
-            if is_lookup(func) or not _same_shape(result, learned):
+            # Elementwise, a weight of the same shape stays one: `W * mask`. Spread over a batch, `W * style`, it
+            # is a mixture, as is what activations look up: an expert's weight, or mere rows of a table.
+            same = not mixed and _same_shape(result, learned)
+            if not same and not is_lookup(func) and plain_name(func) not in _MULTIPLYING:
                 return result
+            mixed = not same or is_lookup(func)
         elif mixed and not keeps_mixtures(func):
             return result
         self._note(func, args, kwargs, result, learned, mixed)
@@ -410,6 +413,7 @@ _ELEMENTWISE = frozenset(
         "dropout",
     ]
 )
+_MULTIPLYING = frozenset(["mul", "rmul", "imul", "div", "truediv", "itruediv"])
 _ADDING = frozenset(["add", "radd", "iadd", "sub", "rsub", "isub", "cat", "stack", "where"])
 _LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", "take_along_dim", "index"])
 

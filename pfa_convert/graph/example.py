@@ -22,7 +22,8 @@ from pfa_convert.graph.flow import use_name
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import Site, site_name
 
-FUSED = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+FUSED = frozenset([*_RECURRENT, *(f"{name}_cell" for name in _RECURRENT)])
 """PyTorch's operations that apply weights inside themselves."""
 
 Example = tuple[Sequence[Any], Mapping[str, Any]]

@@ -185,7 +185,7 @@ class _Flow:
         paths = frozenset(path for value in weights for path in value.paths)
         if learned and activation:
             self._use(node, learned, use_name(function))
-            if is_lookup(function) or not is_elementwise(function):
+            if not is_lookup(function) and not is_elementwise(function):
                 return _ACTIVATION
             return _Value(paths, mixed=True, activation=True)
         if learned:

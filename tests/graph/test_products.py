@@ -205,6 +205,68 @@ def test_rows_that_an_untraced_function_takes_from_a_table_are_still_a_weight():
     assert relative_error(gradients(model, x)[1], gradients(twin, x)[1]) <= EXACT
 
 
+@pytest.mark.parametrize("example", [False, True])
+def test_an_experts_weight_that_activations_choose_is_a_site(example):
+    def chosen(self, x):
+        return functional.linear(x, self.experts[x.sum((0, 1)).argmax() % 2])
+
+    torch.manual_seed(0)
+    plain, x = module(chosen, experts=parameter(2, 5, 4)).double(), inputs()
+    model = convert(plain, "fa", example=((x,), {}) if example else None)
+    assert [site.name for site in model.conversion.sites] == ["experts"] and not model.conversion.others
+    twin = copy.deepcopy(plain)
+    with torch.no_grad():
+        twin.experts.copy_(model.feedback_of_experts.F0)
+    (_, below, ours), (_, _, theirs) = gradients(model, x), gradients(plain, x)
+    assert relative_error(below, gradients(twin, x)[1]) <= EXACT
+    assert relative_error(ours["experts"], theirs["experts"]) <= EXACT
+
+
+def test_a_weight_that_activations_modulate_sends_its_error_through_the_modulated_feedback_weight():
+    """As in StyleGAN 2: for each image a weight, scaled by its style and normalised."""
+
+    def modulated(self, x):
+        style = x.mean(1).detach()
+        W = self.W * style[:, None, :, None]
+        W = W * (W.square().sum((2, 3), keepdim=True) + 1e-8).rsqrt()
+        return functional.conv1d(x.mT.reshape(1, 8, 3), W.view(10, 4, 1), groups=2)
+
+    torch.manual_seed(0)
+    plain, x = module(modulated, W=parameter(1, 5, 4, 1)).double(), inputs()
+    model, twin = convert(plain, "fa"), copy.deepcopy(plain)
+    assert [site.name for site in model.conversion.sites] == ["W"]
+    F = feedback_of(model, "W").F0
+    with torch.no_grad():
+        style = x.mean(1)
+        demodulated = (plain.W * style[:, None, :, None]).square().sum((2, 3), keepdim=True) + 1e-8
+        effective = (F * style[:, None, :, None] * demodulated.rsqrt())[..., 0]
+    error = torch.randn(1, 10, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = torch.einsum("bon,boi->bni", error.view(2, 5, 3), effective)
+    _, below, ours = gradients(model, x)
+    assert relative_error(below, expected) <= EXACT
+    assert relative_error(ours["W"], gradients(twin, x)[2]["W"]) <= EXACT
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_of_an_embedding_are_an_input_and_no_weight(tied):
+    def language(self, tokens):
+        return functional.linear(self.embedding[tokens] @ self.W, self.embedding if tied else self.head)
+
+    torch.manual_seed(0)
+    plain = module(language, embedding=parameter(6, 4), W=parameter(4, 4), head=parameter(6, 4)).double()
+    model, twin = convert(plain, "fa"), copy.deepcopy(plain)
+    last = "embedding" if tied else "head"
+    assert {site.name for site in model.conversion.sites} == {"W", last}
+    tokens = torch.tensor([[0, 3, 5], [1, 1, 2]])
+    outputs = [one(tokens) for one in (model, plain)]
+    assert torch.equal(*outputs)
+    outputs[0].sum().backward()
+    with torch.no_grad():
+        error = torch.ones(2, 3, 6).double() @ feedback_of(model, last).F0
+        expected = torch.einsum("bni,bno->io", twin.embedding[tokens], error)
+    assert relative_error(model.W.grad, expected) <= EXACT
+
+
 @pytest.mark.parametrize("shape", [(1,), (5, 1), ()])
 @pytest.mark.parametrize("example", [False, True])
 def test_a_learned_scale_of_a_weight_is_no_site_and_scales_the_feedback_weight(shape, example):
