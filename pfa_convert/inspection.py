@@ -21,7 +21,8 @@ from pfa_convert.symmetry import symmetry
 class SiteInspection:
     """One site. Angles are in degrees; nan stands for what the rule does not have.
 
-    `correlation`, `reciprocal` and `closest` tell how symmetric the connections are (see `Symmetry`).
+    `correlation`, `reciprocal`, `closest` and `closest_forward` tell how symmetric the connections are: see
+    `Symmetry`.
     `angle_deg` and `norm_ratio` compare `F` with `W`; `gradient_angle_deg` this rule's `dL/dW` with
     backpropagation's on a batch; `share_of_start` is `|s K| / |F|`, what a plastic feedback weight has not
     forgotten yet; `eigenvalues` are those of `B B^T`, ascending, of all groups.
@@ -36,6 +37,7 @@ class SiteInspection:
     correlation: float = math.nan
     reciprocal: float = math.nan
     closest: float = math.nan
+    closest_forward: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain data for JSON, which has null and no nan."""

@@ -24,12 +24,14 @@ class Symmetry:
     `reciprocal` is the share of the forward connections whose two neurons are connected backwards too.
     `closest` compares neurons: for each one that the error passes, the largest magnitude of correlation of
     its backward weights with any neuron's forward weights, averaged. With two steps, `B` and `R`, these
-    are the middle neurons and their rows of `R`; the collapsed strategy has none.
+    are the middle neurons and their rows of `R`; the collapsed strategy has none. `closest_forward` is the
+    same between each forward neuron and the others: what there is without any copying.
     """
 
     correlation: float = math.nan
     reciprocal: float = math.nan
     closest: float = math.nan
+    closest_forward: float = math.nan
 
 
 @torch.no_grad()
@@ -46,11 +48,12 @@ def symmetry(feedback: FeedbackWeight | None, W: Tensor, two_steps: bool) -> Sym
     if not feedback.pathway.follows_weight:
         return Symmetry()
     F, layout = feedback.feedback_weight(W), feedback.pathway.layout
+    among = closest_to_another(W, layout)
     correlation = torch.corrcoef(torch.stack([F.double().flatten(), W.double().flatten()]))[0, 1].item()
     if not two_steps:
-        return Symmetry(correlation, (F != 0).double().mean().item(), closest(F, W, layout))
+        return Symmetry(correlation, (F != 0).double().mean().item(), closest(F, W, layout), among)
     state = dict(zip(feedback.pathway.names, feedback.state(), strict=True))
-    return Symmetry(correlation, 0.0, closest(state["R"], W, layout) if "R" in state else math.nan)
+    return Symmetry(correlation, 0.0, closest(state["R"], W, layout) if "R" in state else math.nan, among)
 
 
 def closest(backward: Tensor, W: Tensor, layout: WeightLayout) -> float:
@@ -58,6 +61,16 @@ def closest(backward: Tensor, W: Tensor, layout: WeightLayout) -> float:
     rows = replace(layout, shape=tuple(backward.shape)).to_matrix(backward.to(W.dtype))
     correlations = torch.bmm(_standardised(rows), _standardised(layout.to_matrix(W)).transpose(1, 2))
     return correlations.abs().amax(dim=2).mean().item()
+
+
+def closest_to_another(W: Tensor, layout: WeightLayout) -> float:
+    """Return the mean, over the rows of `W`, of the largest `|correlation|` with another row; nan for one."""
+    rows = _standardised(layout.to_matrix(W))
+    if rows.shape[1] < 2:
+        return math.nan
+    correlations = torch.bmm(rows, rows.transpose(1, 2)).abs()
+    correlations.diagonal(dim1=1, dim2=2).zero_()
+    return correlations.amax(dim=2).mean().item()
 
 
 def _standardised(rows: Tensor) -> Tensor:

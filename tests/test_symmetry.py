@@ -63,6 +63,12 @@ def test_the_literal_product_pathway_has_no_reciprocal_connection_and_no_copy_of
         blocks = zip(R.chunk(groups), W.chunk(groups), strict=True)
         expected = [largest_correlations(r.numpy(), w.numpy()) for r, w in blocks]
         assert site.closest == pytest.approx(sum(expected) / groups)
+        among = [
+            largest_correlations(w[i : i + 1], numpy.delete(w, i, axis=0))
+            for w in (block.numpy() for block in W.chunk(groups))
+            for i in range(len(w))
+        ]
+        assert site.closest_forward == pytest.approx(sum(among) / len(among))
 
 
 def test_the_collapsed_product_rule_keeps_no_middle_neurons_to_look_at():

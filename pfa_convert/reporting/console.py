@@ -127,7 +127,7 @@ def print_inspection(console: Console, title: str, found: Mapping[str, SiteInspe
     `gradient` is the angle to backpropagation's, `start left` the share of F that is not forgotten, and
     `B B^T` the range of its eigenvalues. A second table tells how symmetric the connections are:
     the correlation of F with W, the share of connections with one in the other direction beside them, and
-    how like a forward neuron each backward neuron is (see `pfa_convert.symmetry`).
+    how like a forward neuron each backward neuron is, and each other forward one (`pfa_convert.symmetry`).
     """
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     table.add_column("site", no_wrap=True)
@@ -152,10 +152,10 @@ def print_inspection(console: Console, title: str, found: Mapping[str, SiteInspe
 def _symmetry_table(found: Mapping[str, SiteInspection]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("symmetry of", no_wrap=True)
-    for heading in ("correlation of F, W", "reciprocal", "closest neuron"):
+    for heading in ("correlation of F, W", "reciprocal", "closest neuron", "among forward ones"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, site in found.items():
-        figures = (site.correlation, site.reciprocal, site.closest)
+        figures = (site.correlation, site.reciprocal, site.closest, site.closest_forward)
         table.add_row(name, *(_or_dash(figure, "{:.2f}") for figure in figures))
     return table
 

@@ -34,7 +34,7 @@ def pictures(experiment: str, variants: Mapping[str, Variant]) -> Iterator[Pictu
     if len(variants) <= MOST_CURVES:
         yield Picture(
             f"{experiment}-accuracy",
-            "Accuracy by epoch: mean over the seeds, band of one standard deviation; dashed, the paper's.",
+            _curve_caption("Accuracy by epoch", variants, "accuracy_by_epoch", "dashed, the paper's"),
             accuracy_figure(variants),
         )
         aligned = {label: v for label, v in variants.items() if v.runs[0].by_site("angle_deg")}
@@ -42,8 +42,13 @@ def pictures(experiment: str, variants: Mapping[str, Variant]) -> Iterator[Pictu
         if moving:
             yield Picture(
                 f"{experiment}-alignment",
-                "Path angle and norm ratio between F and W by epoch, a line for each layer from the input "
-                "(dark) to the output (bright); crosses at the end are those of the paper's seed 0.",
+                _curve_caption(
+                    "Path angle and norm ratio between F and W by epoch, a line for each layer from the "
+                    "input (dark) to the output (bright)",
+                    moving,
+                    "final_alignment_deg_by_layer",
+                    "crosses at the end are those of the paper's seed 0",
+                ),
                 alignment_figure(moving),
             )
     by_density = _by_option(finished, "feedback_density", 1.0)
@@ -71,6 +76,16 @@ def pictures(experiment: str, variants: Mapping[str, Variant]) -> Iterator[Pictu
             "atan(1/sqrt(expansion)).",
             expansion_figure(by_expansion),
         )
+
+
+def _curve_caption(what: str, variants: Mapping[str, Variant], published: str, its_marks: str) -> str:
+    """Say what is drawn, and of bands and the paper's marks only what there is."""
+    said = [what]
+    if any(len(variant.runs) > 1 for variant in variants.values()):
+        said.append("mean over the seeds, band of one standard deviation")
+    if any(published in variant.paper for variant in variants.values()):
+        said.append(its_marks)
+    return "; ".join(said) + "."
 
 
 def accuracy_figure(variants: Mapping[str, Variant]) -> Any:

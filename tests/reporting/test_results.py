@@ -170,6 +170,18 @@ def test_first_decays_have_a_figure_by_strength_and_length(tmp_path):
     assert list(picture.figure.axes[1].lines[0].get_ydata()) == [98.0, 98.0]
 
 
+def test_captions_promise_only_what_is_drawn(runs, tmp_path):
+    write_run(tmp_path / "more" / "seed-0", "digits-mlp-pfa", 0, 98.0)
+    experiments = read_runs([runs, tmp_path / "more"])
+    captions = {p.name: p.caption for name, v in experiments.items() for p in pictures(name, v)}
+    assert captions["digits-mlp-accuracy"] == "Accuracy by epoch."
+    assert captions["digits-mlp-alignment"].endswith("(bright).")
+    assert captions["mnist-mlp-accuracy"].endswith(
+        "; mean over the seeds, band of one standard deviation; dashed, the paper's."
+    )
+    assert captions["mnist-mlp-alignment"].endswith("crosses at the end are those of the paper's seed 0.")
+
+
 def test_variants_come_by_rule_and_then_by_number(tmp_path):
     finals = {
         "fa-0.05": 97.0,
