@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from pfa_convert.feedback.layers import LAYERS, Layer
+from pfa_convert.feedback.layers import Layer, inherited_layer
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.graph.code import could_apply_weights, may_apply_weights, public_methods
 from pfa_convert.graph.flow import Applied, Used, flow
@@ -214,7 +214,7 @@ class _Walk:
         for path in self._unexplained(module) if own_layer(module) is None else ():
             parameter = path.removeprefix(f"{name}.")
             shape = tuple(module.get_parameter(parameter).shape)
-            inherited = LAYERS.nearest(plain_class(module))
+            inherited = inherited_layer(module)
             if failure and inherited is not None and parameter in inherited.parameters(module):
                 layout = inherited.layout(module, module.get_parameter(parameter))
                 self.found.add(Site(site_name(path), plain_class(module).__name__, path, name, layout))
@@ -253,5 +253,10 @@ def _helped(module: nn.Module, failure: str) -> str:
     """Return why a weight is left, with what helps."""
     kind = plain_class(module)
     if kind.__module__.startswith("torch.nn."):
-        return f"torch.nn.{kind.__name__} applies it inside one operation"
+        one = f"torch.nn.{kind.__name__} applies it inside one operation"
+        return (
+            f"{one}; convert(model, unroll=True) runs it step by step"
+            if isinstance(module, nn.RNNBase)
+            else one
+        )
     return f"{failure}; convert(model, example=(args, kwargs)) sees what a run applies"
