@@ -27,6 +27,7 @@ from pfa_convert.graph.trace import Call, Trace, call_of, call_with_everything, 
 
 COMPUTED = "its weight is computed by a hook, or from no Parameter of its shape"
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was before torch.jit"
 NOT_REACHED = "no forward that could be followed uses it"
 
 
@@ -121,7 +122,7 @@ class _Walk:
             return
         self._reached.add(module)
         if isinstance(module, torch.jit.ScriptModule):
-            self._failures[module] = "a ScriptModule runs out of Python's sight"
+            self._leave_all(module, SCRIPTED)
         elif isinstance(module, CONTAINERS):
             for child in module.children():
                 self._visit(child, training)
@@ -130,6 +131,12 @@ class _Walk:
             if (module, call) not in self._visited:
                 self._visited.add((module, call))
                 self._visit_forward(module, call)
+
+    def _leave_all(self, module: nn.Module, reason: str) -> None:
+        """Name each weight of a module that cannot be looked into."""
+        for path, tensor in module.named_parameters():
+            if tensor.dim() >= 2:
+                self.found.leave(_join(self._names[module], path), module, tuple(tensor.shape), reason)
 
     def _visit_layer(self, module: nn.Module, layer: Layer) -> None:
         name = self._names[module]
@@ -145,6 +152,8 @@ class _Walk:
             elif tensor.numel():
                 layout = layer.layout(module, tensor)
                 self.found.add(Site(site_name(path), layer.kind.__name__, path, name, layout))
+            else:
+                self.found.used.setdefault(path, "nothing: it has no elements")
 
     def _visit_forward(self, module: nn.Module, call: Call) -> None:
         """Read the forward's graph; where it is not whole, also that of a call with every argument given."""

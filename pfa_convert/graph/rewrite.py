@@ -20,7 +20,7 @@ from pfa_convert.feedback.redirect import run_redirected
 from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.graph.code import methods_that_name
 from pfa_convert.graph.layers import own_layer
-from pfa_convert.graph.sites import feedback_path
+from pfa_convert.graph.sites import KEPT_ATTRIBUTES, feedback_path
 from pfa_convert.graph.subclass import change_class, plain_again, with_layer_forward, with_wrapped_method
 
 
@@ -111,7 +111,7 @@ def tap_output(model: nn.Module) -> None:
 def restore(module: nn.Module) -> None:
     """Undo the rewrite of one module: its class, its forward, its feedback state."""
     plain_again(module)
-    for name in ("redirected_weights", "output_errors", "_decided", UNROLLED):
+    for name in KEPT_ATTRIBUTES:
         module.__dict__.pop(name, None)
     for name in [n for n, child in module._modules.items() if isinstance(child, FeedbackWeight)]:
         del module._modules[name]
