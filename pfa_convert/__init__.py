@@ -17,18 +17,25 @@ if TYPE_CHECKING:
     from pfa_convert.alignment import alignment, gradient_angles
     from pfa_convert.convert import convert, revert, strip_feedback
     from pfa_convert.feedback.coupling import couple
+    from pfa_convert.feedback.layers import LAYERS
+    from pfa_convert.feedback.pathway import Pathway
     from pfa_convert.feedback.weight import feedback_phase
     from pfa_convert.graph.report import ConversionReport
     from pfa_convert.inspection import SiteInspection, inspect
     from pfa_convert.recipe import load_recipe
+    from pfa_convert.rules import RULES, Rule
     from pfa_convert.saving import load, save
     from pfa_convert.training import train
     from pfa_convert.verify import Account, uses, verify
 
 __version__ = "0.1.0"
 __all__ = [
+    "LAYERS",
+    "RULES",
     "Account",
     "ConversionReport",
+    "Pathway",
+    "Rule",
     "SiteInspection",
     "UserError",
     "alignment",
@@ -51,10 +58,13 @@ _MODULES = {
     "alignment": ("alignment", "gradient_angles"),
     "convert": ("convert", "revert", "strip_feedback"),
     "feedback.coupling": ("couple",),
+    "feedback.layers": ("LAYERS",),
+    "feedback.pathway": ("Pathway",),
     "feedback.weight": ("feedback_phase",),
     "graph.report": ("ConversionReport",),
     "inspection": ("SiteInspection", "inspect"),
     "recipe": ("load_recipe",),
+    "rules": ("RULES", "Rule"),
     "saving": ("load", "save"),
     "training": ("train",),
     "verify": ("Account", "uses", "verify"),

@@ -19,7 +19,13 @@ from pfa_convert.graph.discover import NOT_REACHED, Discovery, discover
 from pfa_convert.graph.example import Example, add_sites, discover_by_example, from_plain, to_plain
 from pfa_convert.graph.overrides import Decision, decide
 from pfa_convert.graph.report import ConversionReport, OtherUse, SiteReport
-from pfa_convert.graph.rewrite import restore, rewrite_layer, rewrite_owner, tap_output
+from pfa_convert.graph.rewrite import (
+    restore,
+    rewrite_layer,
+    rewrite_owner,
+    tap_output,
+    unroll_recurrent,
+)
 from pfa_convert.graph.root import make_root, refuse_converted
 from pfa_convert.graph.sites import Site, Unconverted, feedback_path
 from pfa_convert.graph.subclass import give_method
@@ -39,6 +45,7 @@ def convert(
     reinit: str | None = None,
     example: Example | Sequence[Mapping[str, Any]] | None = None,
     strict: bool = False,
+    unroll: bool = False,
 ) -> Any:
     """Return the model with the error of every linear map and convolution sent through feedback weights.
 
@@ -57,6 +64,8 @@ def convert(
         example: `(args, kwargs)` of one call of the model. A run with it, on a copy, finds the weights that
             code applies which tracing cannot follow; what it found is in the report's settings, and can be
             given instead.
+        unroll: run `nn.LSTM`, `nn.GRU` and `nn.RNN` step by step, so that their weights are sites too. Their
+            outputs then are the fused operation's up to rounding. Without it they are skipped.
         strict: raise if a learned weight is skipped, or no forward that could be followed uses it.
 
     Returns:
@@ -70,6 +79,8 @@ def convert(
     options, overrides = dict(options or {}), list(overrides)
     converted = model if inplace else copy.deepcopy(model)
 
+    if unroll:
+        unroll_recurrent(converted)
     with torch.random.fork_rng(devices=[]):
         found = discover(converted)
         shown = [] if example is None else look_at_example(converted, example, found)
@@ -95,6 +106,8 @@ def convert(
         give_method(converted, "reset_classifier", _reset_classifier)
 
     settings = {"rule": rule, "options": options, "overrides": overrides, "seed": seed, "reinit": reinit}
+    if unroll:
+        settings["unroll"] = True
     if shown:
         settings["example"] = [to_plain(site) for site in shown]
     reports = tuple(_site_report(decision, added) for decision in decisions)

@@ -178,8 +178,8 @@ class FollowWeights(TorchFunctionMode):
         if unknown or mixed:
             self.used_otherwise(func, [one for one in learned if not one.mixed])
         if unknown and product is None:
-            # Elementwise, a weight of the same shape stays one: `W * mask`. Spread over a batch, `W * style`, it
-            # is a mixture, as is what activations look up: an expert's weight, or mere rows of a table.
+            # Elementwise, a weight of the same shape stays one: `W * mask`. Spread over a batch, `W * style`,
+            # it is a mixture, as is what activations look up: an expert's weight, or mere rows of a table.
             same = not mixed and _same_shape(result, learned)
             if not same and not is_lookup(func) and plain_name(func) not in _MULTIPLYING:
                 return result

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from pfa_convert.feedback.layers import LAYERS, Layer
+from pfa_convert.feedback.layers import Layer, inherited_layer
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.graph.code import could_apply_weights, may_apply_weights, public_methods
 from pfa_convert.graph.flow import Applied, Used, flow
@@ -27,6 +27,7 @@ from pfa_convert.graph.trace import Call, Trace, call_of, call_with_everything, 
 
 COMPUTED = "its weight is computed by a hook, or from no Parameter of its shape"
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was before torch.jit"
 NOT_REACHED = "no forward that could be followed uses it"
 
 
@@ -121,7 +122,7 @@ class _Walk:
             return
         self._reached.add(module)
         if isinstance(module, torch.jit.ScriptModule):
-            self._failures[module] = "a ScriptModule runs out of Python's sight"
+            self._leave_all(module, SCRIPTED)
         elif isinstance(module, CONTAINERS):
             for child in module.children():
                 self._visit(child, training)
@@ -130,6 +131,12 @@ class _Walk:
             if (module, call) not in self._visited:
                 self._visited.add((module, call))
                 self._visit_forward(module, call)
+
+    def _leave_all(self, module: nn.Module, reason: str) -> None:
+        """Name each weight of a module that cannot be looked into."""
+        for path, tensor in module.named_parameters():
+            if tensor.dim() >= 2:
+                self.found.leave(_join(self._names[module], path), module, tuple(tensor.shape), reason)
 
     def _visit_layer(self, module: nn.Module, layer: Layer) -> None:
         name = self._names[module]
@@ -145,6 +152,8 @@ class _Walk:
             elif tensor.numel():
                 layout = layer.layout(module, tensor)
                 self.found.add(Site(site_name(path), layer.kind.__name__, path, name, layout))
+            else:
+                self.found.used.setdefault(path, "nothing: it has no elements")
 
     def _visit_forward(self, module: nn.Module, call: Call) -> None:
         """Read the forward's graph; where it is not whole, also that of a call with every argument given."""
@@ -214,7 +223,7 @@ class _Walk:
         for path in self._unexplained(module) if own_layer(module) is None else ():
             parameter = path.removeprefix(f"{name}.")
             shape = tuple(module.get_parameter(parameter).shape)
-            inherited = LAYERS.nearest(plain_class(module))
+            inherited = inherited_layer(module)
             if failure and inherited is not None and parameter in inherited.parameters(module):
                 layout = inherited.layout(module, module.get_parameter(parameter))
                 self.found.add(Site(site_name(path), plain_class(module).__name__, path, name, layout))
@@ -253,5 +262,10 @@ def _helped(module: nn.Module, failure: str) -> str:
     """Return why a weight is left, with what helps."""
     kind = plain_class(module)
     if kind.__module__.startswith("torch.nn."):
-        return f"torch.nn.{kind.__name__} applies it inside one operation"
+        one = f"torch.nn.{kind.__name__} applies it inside one operation"
+        return (
+            f"{one}; convert(model, unroll=True) runs it step by step"
+            if isinstance(module, nn.RNNBase)
+            else one
+        )
     return f"{failure}; convert(model, example=(args, kwargs)) sees what a run applies"

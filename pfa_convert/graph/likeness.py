@@ -31,6 +31,8 @@ class Likeness:
 
     def __call__(self, module: nn.Module) -> int:
         """Return the module's number."""
+        if isinstance(module, torch.jit.ScriptModule):  # whose attributes are not Python's
+            return self._numbers.setdefault(id(module), len(self._numbers))
         if module not in self._of_module:
             key = (
                 type(module),

@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from pfa_convert.feedback.direct import DirectPathway, OutputErrors, with_output_tap
+from pfa_convert.feedback.layers.unrolled import UNROLLED
 from pfa_convert.feedback.redirect import run_redirected
 from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.graph.code import methods_that_name
 from pfa_convert.graph.layers import own_layer
-from pfa_convert.graph.sites import feedback_path
+from pfa_convert.graph.sites import KEPT_ATTRIBUTES, feedback_path
 from pfa_convert.graph.subclass import change_class, plain_again, with_layer_forward, with_wrapped_method
 
 
@@ -28,6 +29,13 @@ def rewrite_layer(layer: nn.Module) -> None:
     kind = own_layer(layer)
     if kind is not None and not hasattr(type(layer), "plain_class"):
         change_class(layer, with_layer_forward, kind.kind)
+
+
+def unroll_recurrent(model: nn.Module) -> None:
+    """Ask the fused recurrent layers to run step by step; `restore` undoes it."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            setattr(module, UNROLLED, True)
 
 
 def rewrite_owner(owner: nn.Module, weights: Iterable[str]) -> None:
@@ -103,7 +111,7 @@ def tap_output(model: nn.Module) -> None:
 def restore(module: nn.Module) -> None:
     """Undo the rewrite of one module: its class, its forward, its feedback state."""
     plain_again(module)
-    for name in ("redirected_weights", "output_errors", "_decided"):
+    for name in KEPT_ATTRIBUTES:
         module.__dict__.pop(name, None)
     for name in [n for n, child in module._modules.items() if isinstance(child, FeedbackWeight)]:
         del module._modules[name]

@@ -6,10 +6,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.graph.discover import SCRIPTED
 from pfa_convert.graph.present import present_report
 from pfa_convert.graph.report import ConversionReport
 from pfa_convert.graph.subclass import change_class
@@ -64,7 +66,9 @@ def _without_compiled(name: str) -> str:
 
 
 def refuse_converted(model: nn.Module) -> None:
-    """Raise UserError if a model or a part of it is converted already."""
+    """Raise UserError if a model or a part of it is converted already, or the model is scripted."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(SCRIPTED)
     if isinstance(getattr(model, "conversion", None), ConversionReport):
         raise UserError("the model is converted already; revert it first")
     for name, module in model.named_modules():

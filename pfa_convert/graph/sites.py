@@ -49,6 +49,9 @@ class Unconverted:
         return math.prod(self.weight_shape) if self.weight_shape else 0
 
 
+KEPT_ATTRIBUTES = ("redirected_weights", "output_errors", "_decided", "unrolled")
+"""What a conversion leaves among a module's attributes; `graph.rewrite.restore` takes it away."""
+
 _PARAMETRIZED = re.compile(r"(.*?)\.?parametrizations\.(\w+)\.original\d*")
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from pfa_convert.feedback.layers import LAYERS, forward_with_feedback
+from pfa_convert.graph.graph_module import graph_module_methods
 
 Module = type[nn.Module]
 Change = tuple[Callable[..., Module], tuple[Any, ...]]
@@ -77,7 +78,17 @@ def changed(base: Module, make: Callable[..., Module], *arguments: Any) -> Modul
     made.plain_class = plain  # type: ignore[attr-defined]
     made.changes = (*getattr(base, "changes", ()), (make, arguments))  # type: ignore[attr-defined]
     made.__reduce_ex__ = _reduce_by_changes  # type: ignore[method-assign]
+    for name, method in (
+        graph_module_methods(_change_again).items() if issubclass(plain, fx.GraphModule) else ()
+    ):
+        setattr(made, name, method)
     return made
+
+
+def _change_again(module: nn.Module, changes: tuple[Change, ...]) -> None:
+    """Make the changes to a class whose methods may be others than when they were made first."""
+    for make, arguments in changes:
+        module.__class__ = changed.__wrapped__(type(module), make, *arguments)
 
 
 @cache

@@ -1,9 +1,12 @@
 """torch.nn.MultiheadAttention, whose function applies three projections at once."""
 
+import copy
+
 import pytest
 import torch
-from harness import EXACT, relative_error
+from harness import EXACT, feedback_of, relative_error
 from torch import nn
+from torch.nn import functional
 
 from pfa_convert import convert
 from pfa_convert.verify import forward_difference
@@ -74,3 +77,31 @@ def test_multihead_attentions_projections_are_sites():
     report = convert(nn.MultiheadAttention(8, 2, batch_first=True), "fa").conversion
     assert {site.weight for site in report.sites} == {"in_proj_weight", "out_proj.weight"}
     assert not report.skipped
+
+
+def test_attention_that_a_forward_calls_as_a_function_has_its_projections_feedback():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.packed = nn.Parameter(torch.randn(24, 8))
+            self.bias = nn.Parameter(torch.randn(24))
+            self.out = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return functional.multi_head_attention_forward(
+                x, x, x, 8, 2, self.packed, self.bias, None, None, False, 0.0, self.out.weight, self.out.bias
+            )[0]
+
+    torch.manual_seed(0)
+    plain = Own().double()
+    model = convert(plain, "fa")
+    assert {site.name for site in model.conversion.sites} == {"packed", "out"}
+    (x, _, _), twin = attention_inputs("self"), copy.deepcopy(plain)
+    with torch.no_grad():
+        twin.out.weight.copy_(feedback_of(model.out).F0)
+    assert torch.equal(model(x), plain(x))
+    for one in (model, plain, twin):
+        one(x).sum().backward()
+    assert relative_error(model.out.weight.grad, plain.out.weight.grad) <= EXACT
+    # The error of the packed weight has come down through the output's feedback weight.
+    assert relative_error(model.packed.grad, twin.packed.grad) <= EXACT

@@ -6,7 +6,16 @@ from pfa_convert.feedback.layers.base import (
     Layer,
     applied_weight,
     forward_with_feedback,
+    inherited_layer,
     layer_of,
 )
 
-__all__ = ["LAYERS", "AppliedWeight", "Layer", "applied_weight", "forward_with_feedback", "layer_of"]
+__all__ = [
+    "LAYERS",
+    "AppliedWeight",
+    "Layer",
+    "applied_weight",
+    "forward_with_feedback",
+    "inherited_layer",
+    "layer_of",
+]

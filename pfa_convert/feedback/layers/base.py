@@ -47,13 +47,14 @@ class Layer:
     weights: Callable[[Any], Sequence[str]]
     layout: Callable[[Any, Tensor], WeightLayout]
     computed: bool = True
+    when: Callable[[Any], bool] = lambda layer: True
 
     def parameters(self, layer: nn.Module) -> list[str]:
         """Return the paths of the Parameters that a layer applies; of computed weights, the raw ones'.
 
         A path that leads to no Parameter stands for a weight whose Parameter is not to be found.
         """
-        return [_parameter(layer, name) if self.computed else name for name in self.weights(layer)]
+        return [_parameter(layer, name) for name in self.weights(layer)]
 
 
 class Layers(ClassRegistry[Layer]):
@@ -65,6 +66,7 @@ class Layers(ClassRegistry[Layer]):
         weights: Sequence[str] | Callable[[Any], Sequence[str]] = ("weight",),
         layout: Callable[[Any, Tensor], WeightLayout] | None = None,
         computed: bool = True,
+        when: Callable[[Any], bool] = lambda layer: True,
     ) -> Callable[[Forward], Forward]:
         """Return a decorator that files a forward for the classes `kinds` and those that inherit from them.
 
@@ -75,6 +77,7 @@ class Layers(ClassRegistry[Layer]):
                 with the layer's attribute `groups`, or one group.
             computed: whether the forward uses the weights that it is given, so that they may be computed
                 by torch.nn.utils.parametrize.
+            when: says of a layer whether it is to be converted.
 
         Raises:
             UserError: from the decorator, if a class has another forward already.
@@ -83,7 +86,8 @@ class Layers(ClassRegistry[Layer]):
         def decorate(forward: Forward) -> Forward:
             named = weights if callable(weights) else _always(tuple(weights))
             for kind in kinds:
-                self._add(kind, Layer(kind, forward, named, layout or weight_layout, computed), forward)
+                layer = Layer(kind, forward, named, layout or weight_layout, computed, when)
+                self._add(kind, layer, forward)
             return forward
 
         return decorate
@@ -94,9 +98,18 @@ LAYERS = Layers("layer", "pfa_convert.feedback.layers", plugins="pfa_convert.lay
 
 def layer_of(module: nn.Module) -> Layer | None:
     """Return the kind of layer whose forward the module runs, directly or by `super().forward(...)`."""
-    cls: type[nn.Module] = getattr(type(module), "plain_class", type(module))
-    layer = LAYERS.nearest(cls)
-    return layer if layer is not None and _runs(cls, layer.kind) else None  # type: ignore[arg-type]
+    cls: Any = getattr(type(module), "plain_class", type(module))
+    layer = inherited_layer(module)
+    if layer is None or not _runs(cls, layer.kind):  # type: ignore[arg-type]
+        return None
+    computed = any(is_computed(*held_by(module, name)) for name in layer.weights(module))
+    return layer if layer.computed or not computed else None
+
+
+def inherited_layer(module: nn.Module) -> Layer | None:
+    """Return the kind of layer that a module's class extends, whatever its own forward does."""
+    layer = LAYERS.nearest(getattr(type(module), "plain_class", type(module)))
+    return layer if layer is not None and layer.when(module) else None
 
 
 @cache
