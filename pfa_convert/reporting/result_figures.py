@@ -89,9 +89,12 @@ def _curve_caption(what: str, variants: Mapping[str, Variant], published: str, i
 
 
 def accuracy_figure(variants: Mapping[str, Variant]) -> Any:
-    """Draw accuracy by epoch, whole on the left and close to the final values on the right."""
+    """Draw accuracy by epoch, whole on the left and, of several variants, close to the final values."""
     pyplot = pyplot_without_display()
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    panels = min(2, len(variants))
+    figure, (axes,) = pyplot.subplots(
+        1, panels, figsize=(5.5 * panels, 4.2), layout="constrained", squeeze=False
+    )
     finals = []
     for label, variant in variants.items():
         curve = variant.epochs(run.accuracies for run in variant.runs)
@@ -106,16 +109,17 @@ def accuracy_figure(variants: Mapping[str, Variant]) -> Any:
             panel.plot(
                 range(1, len(published) + 1), published, color=line.get_color(), linestyle="--", linewidth=0.8
             )
-    whole, close = axes
-    best = max(finals)
-    margin = max(0.15 * (best - min(value for value in finals if value > best - 5)), 0.05)
-    close.set_ylim(min(value for value in finals if value > best - 5) - 4 * margin, best + margin)
     for panel in axes:
         panel.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
         panel.xaxis.get_major_locator().set_params(integer=True)
-    whole.legend(frameon=False, fontsize=8)
-    whole.set_title("all", fontsize=9)
-    close.set_title("close to the best", fontsize=9)
+    axes[0].legend(frameon=False, fontsize=8)
+    if panels > 1:
+        best = max(finals)
+        lowest = min(value for value in finals if value > best - 5)
+        margin = max(0.15 * (best - lowest), 0.05)
+        axes[1].set_ylim(lowest - 4 * margin, best + margin)
+        for panel, title in zip(axes, ("all", "close to the best"), strict=True):
+            panel.set_title(title, fontsize=9)
     return figure
 
 
