@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pfa_convert.errors import UserError
-from pfa_convert.recipe_files import find_recipe
+from pfa_convert.recipe_files import Choice, find_recipe
 from pfa_convert.recipe_text import with_settings
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class ExpectSection(_Section):
     metric: Literal["validation_top1", "test_top1"]
     mean: float
     std: float | None = None
+    epochs: int | None = Field(default=None, ge=1)
     source: str = ""
 
 
@@ -117,6 +118,8 @@ class Recipe(_Section):
     """A whole experiment."""
 
     name: str = Field(pattern=r"^[\w][\w.+-]*$")
+    experiment: str | None = Field(default=None, pattern=r"^[\w][\w.+-]*$")
+    variant: str | None = None
     model: ModelSection
     convert: ConvertSection = ConvertSection()
     init: Literal["xavier_uniform"] | None = None
@@ -141,10 +144,26 @@ def load_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
     """
     file, choice = find_recipe(source)
     content = file.content(choice)
-    name = content.setdefault("name", file.path.stem)
-    if choice and isinstance(name, str):
-        content["name"] = "-".join([name, *choice.values()])
+    _name(content, file.path.stem, choice)
+    _note_length(content)
     return parse_recipe(with_settings(content, settings), str(source))
+
+
+def _name(content: dict[str, Any], stem: str, choice: Choice) -> None:
+    """Record what a recipe is called and which experiment it is a variant of: never guessed from its name."""
+    name = content.setdefault("name", stem)
+    if isinstance(name, str):
+        content.setdefault("experiment", name)
+    if choice and isinstance(name, str):
+        content["variant"] = "-".join(choice.values())
+        content["name"] = f"{name}-{content['variant']}"
+
+
+def _note_length(content: dict[str, Any]) -> None:
+    """Record the length of the runs that `expect` is about, before a setting changes it."""
+    expect, train = content.get("expect"), content.get("train")
+    if isinstance(expect, dict) and isinstance(train, dict) and "epochs" in train:
+        expect.setdefault("epochs", train["epochs"])
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:

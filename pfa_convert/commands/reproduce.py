@@ -62,10 +62,15 @@ def reproduce_command(
     signal.signal(signal.SIGTERM, _interrupt)
     failures = []
     ended = reproduce(runs, jobs, data, settings, device)
-    for end in track(ended, total=len(runs), console=console, description=table):
-        _tell(end)
-        if end.failure:
-            failures.append(end)
+    try:
+        for end in track(ended, total=len(runs), console=console, description=table):
+            _tell(end)
+            if end.failure:
+                failures.append(end)
+    except KeyboardInterrupt:
+        ended.close()
+        click.echo("pfa-convert: stopped, with all saved; the same command continues", err=True)
+        raise click.exceptions.Exit(130) from None
     folders = [run.folder for run in runs if (run.folder / "log.jsonl").exists()]
     if folders:
         _report(folders, output / f"report-{Path(table).stem}")

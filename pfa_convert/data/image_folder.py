@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -108,6 +109,7 @@ class FileSplit:
             batch_sampler=[part for part in mine if part],
             num_workers=self.workers,
             collate_fn=_collate,
+            worker_init_fn=_leave_interrupts_to_the_run,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
         )
@@ -150,6 +152,11 @@ class _Decoder(Dataset[Any]):
                     raise
                 warnings.warn(f"skipped: {error}", stacklevel=1)
         raise UserError("no image can be read", where=self.files.paths[index])
+
+
+def _leave_interrupts_to_the_run(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the run alone decides when its readers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(items: list[Any]) -> Any:

@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pfa_convert.graph.report import ConversionReport, SiteReport
     from pfa_convert.inspection import SiteInspection
-    from pfa_convert.recipe import Recipe
+    from pfa_convert.recipe import ExpectSection, Recipe
     from pfa_convert.training.bench import Measurement, Settings
     from pfa_convert.training.loop import RunResult
     from pfa_convert.zoo.sweep import Line
@@ -79,9 +79,18 @@ def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
     for site, angle in result.angle_deg.items():
         console.print(f"  {site:<24} angle {angle:6.2f} deg   norm ratio {result.norm_ratio[site]:.3f}")
     if recipe.expect:
-        spread = f" ± {recipe.expect.std}" if recipe.expect.std is not None else ""
-        console.print(f"published: {recipe.expect.mean}{spread} % ({recipe.expect.source})")
+        console.print(_beside_published(recipe.expect, result), markup=False)
     console.print(f"everything is in {result.folder}")
+
+
+def _beside_published(expect: ExpectSection, result: RunResult) -> str:
+    """Return a line with the published accuracy, and the difference to it if the run has the same length."""
+    spread = f" ± {expect.std}" if expect.std is not None else ""
+    published = f"published: {expect.mean}{spread} % ({expect.source})"
+    if expect.epochs not in (None, result.epochs):
+        return f"{published} after {expect.epochs} epochs; {result.epochs} of them are too few to compare"
+    measured = result.test_top1_at_best if expect.metric == "test_top1" else None
+    return f"{published}, this run {(measured or result.final_top1) - expect.mean:+.2f}"
 
 
 def print_benchmark(console: Console, settings: Settings, measurements: list[Measurement]) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def reproduce(
     data_root: Path | None = None,
     settings: Sequence[str] = (),
     device: str | None = None,
-) -> Iterator[Ended]:
+) -> Generator[Ended, None, None]:
     """Run what is not finished, `jobs` processes at a time, and yield each run as it ends.
 
     A run that was begun is continued. One that fails stops no other. If the iterator is closed early, the
