@@ -44,7 +44,9 @@ class ConvertSection(_Section):
     @classmethod
     def _from_mapping(cls, value: Any) -> Any:
         """Accept `{fc: bp}`, the pattern with its rule, as everybody writes it first."""
-        return overrides_from_mapping(value) if isinstance(value, Mapping) else value
+        from pfa_convert.graph.overrides import listed
+
+        return listed(value) if isinstance(value, Mapping) else value
 
 
 class DataSection(_Section):
@@ -162,14 +164,6 @@ class Recipe(_Section):
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, ready for YAML."""
         return self.model_dump(exclude_none=True)
-
-
-def overrides_from_mapping(overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return `{PATTERN: RULE}` as the list of overrides that it stands for; RULE may be a mapping too."""
-    return [
-        {"match": pattern, **(rule if isinstance(rule, Mapping) else {"rule": rule})}
-        for pattern, rule in overrides.items()
-    ]
 
 
 def load_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:

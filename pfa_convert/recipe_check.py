@@ -75,8 +75,8 @@ def _check_conversion(section: ConvertSection) -> Iterator[str]:
 
 
 def _check_rule(above: str, name: str, options: Mapping[str, Any]) -> Iterator[str]:
-    if ":" not in name and name not in RULES:
-        yield from _said(f"{above}.rule", lambda: RULES[name])
+    if failed := list(_said(f"{above}.rule", lambda: RULES[name])):
+        yield from failed
         return
     try:
         make_rule(name, options, where=f"{above}.options")
@@ -85,8 +85,8 @@ def _check_rule(above: str, name: str, options: Mapping[str, Any]) -> Iterator[s
 
 
 def _check_data(section: DataSection) -> Iterator[str]:
-    if section.dataset not in DATASETS:
-        yield from _said("data.dataset", lambda: DATASETS[section.dataset])
+    if failed := list(_said("data.dataset", lambda: DATASETS[section.dataset])):
+        yield from failed
         return
     schema = option_model(section.dataset)
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from pfa_convert.commands.completion import complete_recipe
+from pfa_convert.commands.completion import complete_key, complete_recipe
 from pfa_convert.recipe_files import find_recipe
 from pfa_convert.reporting.console import console, print_result
 
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 @click.command("train")
 @click.argument("recipe", shell_complete=complete_recipe)
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe: train.epochs=5."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_key,
+    help="Change the recipe: train.epochs=5.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="The folder with the data.")
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder.")

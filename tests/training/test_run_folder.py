@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from runs import ENVIRONMENT, call, command, run, same_bytes
+from runs import ENVIRONMENT, call, command, same_bytes
 
 from pfa_convert import UserError, convert, load_recipe, save, train
 from pfa_convert.models import build
@@ -97,6 +97,7 @@ def test_files_are_readable_by_whom_the_umask_says(tmp_path):
 @pytest.mark.parametrize(("number", "words"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, words):
     arguments = ["digits-mlp-pfa", "--set", "train.epochs=40", "--output"]
+    long = load_recipe("digits-mlp-pfa", ["train.epochs=40"])
     folder = RunFolder(tmp_path / "run")
     process = subprocess.Popen(
         command(*arguments, folder.path),
@@ -113,8 +114,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, words):
     assert process.returncode == 2 and said.count("\n") == 1
     assert f"stopped by {words} in epoch" in said and "continue with --resume" in said
     assert len(folder.records()) < 41
-    assert run(*arguments, folder.path, "--resume").returncode == 0
-    assert run(*arguments, tmp_path / "whole").returncode == 0
+    train(long, output=folder.path, resume=True)
+    train(long, output=tmp_path / "whole")
     assert same_bytes(folder.last, tmp_path / "whole" / "last.safetensors")
 
 
