@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,15 +21,18 @@ from pfa_convert.reporting.results import Variant, rows
 def write_report(experiments: Mapping[str, Mapping[str, Variant]], folder: Path) -> list[Path]:
     """Write `report.md`, `results.json`, `index.html` and each figure as PNG and SVG; return their paths.
 
+    Without matplotlib there are no figures.
+
     Raises:
-        UserError: if matplotlib is missing or the folder cannot be written.
+        UserError: if the folder cannot be written.
     """
     written: list[Path] = []
     sections = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, variants in experiments.items():
-            drawn = [(picture, _save(picture, folder, written)) for picture in pictures(name, variants)]
+            found = pictures(name, variants) if find_spec("matplotlib") is not None else ()
+            drawn = [(picture, _save(picture, folder, written)) for picture in found]
             tables = [table for table in (accuracy_table(variants), angle_table(variants)) if table[1:]]
             sections.append({"name": name, "tables": tables, "drawn": drawn})
         for template in ("report.md", "index.html"):

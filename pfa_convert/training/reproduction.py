@@ -8,13 +8,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from pfa_convert.errors import UserError
-from pfa_convert.recipe import load_recipe
+from pfa_convert.recipe import Recipe, load_recipe
 from pfa_convert.recipe_files import TABLES, RecipeFile, find_recipe
 from pfa_convert.training.run_folder import RunFolder
 
@@ -26,6 +26,7 @@ class PlannedRun:
     recipe: str
     seed: int
     folder: Path
+    loaded: Recipe = field(compare=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -71,7 +72,7 @@ def plan(
             folder = RunFolder(output / recipe.name / f"seed-{seed}")
             if folder.recipe.exists():
                 folder.check_same(recipe, seed)
-            runs.append(PlannedRun(recipe_source, seed, folder.path))
+            runs.append(PlannedRun(recipe_source, seed, folder.path, recipe))
     return sorted(runs, key=lambda run: run.seed)
 
 
@@ -112,7 +113,7 @@ def reproduce(
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.popleft()
-                if RunFolder(run.folder).result.exists():
+                if RunFolder(run.folder).is_finished(run.loaded):
                     yield Ended(run)
                     continue
                 running[_start(run, jobs, data_root, settings, devices[started % len(devices)])] = run
@@ -128,15 +129,22 @@ def reproduce(
             process.wait()
 
 
+def arguments(
+    run: PlannedRun, data_root: Path | None, settings: Sequence[str], device: str | None
+) -> list[str]:
+    """Return the arguments of the command line that does a run, or goes on with it."""
+    found = ["train", run.recipe, "--resume", "--seed", str(run.seed), "--output", str(run.folder)]
+    found += ["--data", str(data_root)] if data_root else []
+    found += ["--device", device] if device else []
+    for setting in settings:
+        found += ["--set", setting]
+    return found
+
+
 def _start(
     run: PlannedRun, jobs: int, data_root: Path | None, settings: Sequence[str], device: str | None
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pfa_convert", "train", run.recipe, "--resume"]
-    command += ["--seed", str(run.seed), "--output", str(run.folder)]
-    command += ["--data", str(data_root)] if data_root else []
-    command += ["--device", device] if device else []
-    for setting in settings:
-        command += ["--set", setting]
+    command = [sys.executable, "-m", "pfa_convert", *arguments(run, data_root, settings, device)]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
