@@ -1,4 +1,4 @@
-"""The JSON schema of recipe files, for editors and the reference page; run it to write `recipes/schema.json`."""
+"""The JSON schema of recipe files, for editors and the reference page; a run of it writes the file."""
 
 from __future__ import annotations
 
