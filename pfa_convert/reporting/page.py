@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.figures import pyplot_without_display
 from pfa_convert.reporting.result_figures import Picture, pictures
-from pfa_convert.reporting.result_tables import accuracy_table, angle_table
+from pfa_convert.reporting.result_tables import accuracy_table, angle_table, notes
 from pfa_convert.reporting.results import Variant, rows
 
 
@@ -34,7 +34,8 @@ def write_report(experiments: Mapping[str, Mapping[str, Variant]], folder: Path)
             found = pictures(name, variants) if find_spec("matplotlib") is not None else ()
             drawn = [(picture, _save(picture, folder, written)) for picture in found]
             tables = [table for table in (accuracy_table(variants), angle_table(variants)) if table[1:]]
-            sections.append({"name": name, "tables": tables, "drawn": drawn})
+            said = [note for variant in variants.values() for note in notes(variant)]
+            sections.append({"name": name, "tables": tables, "drawn": drawn, "notes": said})
         for template in ("report.md", "index.html"):
             text = _templates().get_template(f"{template}.j2").render(sections=sections)
             written.append(folder / template)
