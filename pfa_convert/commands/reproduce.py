@@ -92,7 +92,7 @@ def reproduce_command(
     if ray_address is not None:
         from pfa_convert.training.ray_runs import reproduce_on_ray
 
-        ended = reproduce_on_ray(runs, ray_address, gpus_per_run, data, device)
+        ended = reproduce_on_ray(runs, ray_address, gpus_per_run, data, settings, device)
         talk.print(f"{len(runs)} runs on the Ray cluster {ray_address}, in {output}", markup=False)
     else:
         usable_device(device)

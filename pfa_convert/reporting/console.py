@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, soft_wrap=True)
 
+MUCH_LEFT, FORGOTTEN = 0.05, 0.01
+"""Shares of a start in F: what is worth a remark, and what counts as forgotten."""
+
 ROWS = 24
 """A model with more sites than this is shown by groups."""
 
@@ -78,9 +81,29 @@ def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
     )
     for site, angle in result.angle_deg.items():
         console.print(f"  {site:<24} angle {angle:6.2f} deg   norm ratio {result.norm_ratio[site]:.3f}")
+    if result.angle_deg:
+        console.print(alignment_line(recipe, result), markup=False)
     if recipe.expect:
         console.print(_beside_published(recipe.expect, result), markup=False)
     console.print(f"everything is in {result.folder}")
+
+
+def alignment_line(recipe: Recipe, result: RunResult) -> str:
+    """Say how aligned a run has ended, how much of the start is left in F, and what would forget it."""
+    angles = result.angle_deg.values()
+    line = f"path angles {min(angles):.1f} to {max(angles):.1f} degrees"
+    if not result.start_left:
+        return line
+    left = max(result.start_left.values())
+    line += f"; {left:.1%} of F is what it began with, where it is most"
+    if left <= MUCH_LEFT:
+        return line
+    decay = recipe.train.optimizer.weight_decay
+    enough = f", to about {decay * math.log(FORGOTTEN) / math.log(left):.2g}" if decay and left < 1 else ""
+    return (
+        f"{line}: to align further, raise train.optimizer.weight_decay (now {decay:g}{enough}); "
+        "train.weight_decay_schedule can end it after the first epochs"
+    )
 
 
 def _beside_published(expect: ExpectSection, result: RunResult) -> str:

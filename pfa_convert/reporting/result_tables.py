@@ -106,7 +106,7 @@ def print_results(console: Console, experiments: Mapping[str, Mapping[str, Varia
 
 
 def notes(variant: Variant) -> Iterator[str]:
-    """Yield what a reader of the table must know of a recipe's runs: what is missing, short or there twice."""
+    """Yield what a reader of the table must know of a recipe's runs: missing, short, there twice."""
     for run in variant.runs:
         if not run.finished:
             done = f"{len(run.records)} of {run.recipe.train.epochs} epochs"

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from pfa_convert.alignment import alignment
 from pfa_convert.data import load_data
 from pfa_convert.errors import UserError
+from pfa_convert.inspection import inspect
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.diagnosis import first_not_finite
 from pfa_convert.training.distributed import join
@@ -46,6 +47,8 @@ class RunResult:
     norm_ratio: dict[str, float]
     seconds: float
     folder: str
+    start_left: dict[str, float] = field(default_factory=dict)
+    """By site, the share of a plastic `F` that is what it began with."""
 
 
 def train(
@@ -231,6 +234,11 @@ def _finish(session: Session, folder: RunFolder) -> RunResult:
         norm_ratio={site: value["norm_ratio"] for site, value in angles.items()},
         seconds=round(progress.seconds, 2),
         folder=str(folder.path),
+        start_left={
+            site: found.share_of_start
+            for site, found in inspect(session.model).items()
+            if not math.isnan(found.share_of_start)
+        },
     )
     if session.processes.main:
         folder.finish(asdict(result))

@@ -6,13 +6,14 @@ All machines see the same files (a shared file system) and have this package ins
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pfa_convert.errors import UserError
-from pfa_convert.recipe import Recipe
-from pfa_convert.training.reproduction import Ended, PlannedRun
+from pfa_convert.training.reproduction import Ended, PlannedRun, arguments, last_words, transcript
 from pfa_convert.training.run_folder import RunFolder
+from pfa_convert.worker import run_command
 
 TRIES = 20
 """So often is a run continued elsewhere when its worker or machine is lost."""
@@ -26,6 +27,7 @@ def reproduce_on_ray(
     address: str,
     gpus_per_run: float | None = None,
     data_root: Path | None = None,
+    settings: Sequence[str] = (),
     device: str | None = None,
 ) -> Generator[Ended, None, None]:
     """Do what is not finished as tasks of Ray, and yield each run as it ends.
@@ -39,6 +41,7 @@ def reproduce_on_ray(
             to start one on this machine.
         gpus_per_run: the share of a GPU that each run takes; a whole one by default where there are any.
         data_root: the folder with the data, on every machine.
+        settings: changes of the recipes, as for the plan.
         device: where each run trains; by default the GPU that Ray gives it, or the CPU.
 
     Raises:
@@ -46,19 +49,18 @@ def reproduce_on_ray(
     """
     ray = _connect(address)
     gpus = (1.0 if ray.cluster_resources().get("GPU") else 0.0) if gpus_per_run is None else gpus_per_run
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=TRIES)(_train)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=TRIES)(run_command)
     waiting: dict[Any, PlannedRun] = {}
     try:
         for run in runs:
             if RunFolder(run.folder).is_finished(run.loaded):
                 yield Ended(run)
-                continue
-            folder, data = run.folder.absolute(), data_root and data_root.absolute()
-            waiting[task.remote(run.loaded, run.seed, folder, data, device)] = run
+            else:
+                waiting[_submit(task, run, data_root, settings, device)] = run
         while waiting:
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(done)
-            yield Ended(run, _outcome(ray, done))
+            yield Ended(run, _outcome(ray, done, run))
     finally:
         for reference in waiting:
             ray.cancel(reference)
@@ -67,23 +69,25 @@ def reproduce_on_ray(
         ray.shutdown()
 
 
-def _train(recipe: Recipe, seed: int, folder: Path, data_root: Path | None, device: str | None) -> str | None:
-    """Do one run in a worker of Ray; return what went wrong, if that is the user's to mend."""
-    from pfa_convert.training import train
+def _submit(
+    task: Any, run: PlannedRun, data_root: Path | None, settings: Sequence[str], device: str | None
+) -> Any:
+    """Hand a run to Ray, with paths that are the same from wherever it runs."""
+    file, colon, variant = run.recipe.rpartition(":")
+    recipe = f"{Path(file).absolute()}:{variant}" if colon else run.recipe
+    placed = replace(run, recipe=str(Path(recipe).absolute()) if Path(recipe).is_file() else recipe)
+    placed = replace(placed, folder=run.folder.absolute())
+    words = arguments(placed, data_root and data_root.absolute(), settings, device)
+    return task.remote(words, str(transcript(placed)))
 
+
+def _outcome(ray: Any, reference: Any, run: PlannedRun) -> str | None:
+    """Return what a run said last if it ended badly, or why Ray gave it up."""
     try:
-        train(recipe, data_root=data_root, output=folder, seed=seed, resume=True, device=device)
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def _outcome(ray: Any, reference: Any) -> str | None:
-    try:
-        failure: str | None = ray.get(reference)
+        code = ray.get(reference)
     except ray.exceptions.RayError as error:
-        failure = " ".join(str(error).split())[-300:]
-    return failure
+        return " ".join(str(error).split())[-300:]
+    return last_words(run, code) if code else None
 
 
 def _connect(address: str) -> Any:

@@ -120,7 +120,7 @@ def reproduce(
                 started += 1
             for process in [process for process in running if process.poll() is not None]:
                 run = running.pop(process)
-                yield Ended(run, _last_words(run, process.returncode) if process.returncode else None)
+                yield Ended(run, last_words(run, process.returncode) if process.returncode else None)
             time.sleep(0.1)
     finally:
         for process in running:
@@ -148,11 +148,11 @@ def _start(
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        with _transcript(run).open("ab") as transcript:
+        with transcript(run).open("ab") as said:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=transcript,
+                stdout=said,
                 stderr=subprocess.STDOUT,
                 env={"OMP_NUM_THREADS": threads, **os.environ},
             )
@@ -160,13 +160,14 @@ def _start(
         raise UserError(f"cannot write the run: {error.strerror}", where=str(run.folder)) from None
 
 
-def _transcript(run: PlannedRun) -> Path:
+def transcript(run: PlannedRun) -> Path:
+    """Return the file with all that a run has printed."""
     return run.folder / "output.txt"
 
 
-def _last_words(run: PlannedRun, code: int) -> str:
+def last_words(run: PlannedRun, code: int) -> str:
     """Return the last line that a run printed, or its exit code."""
-    lines = _transcript(run).read_text(errors="replace").split("\n")
+    lines = transcript(run).read_text(errors="replace").split("\n")
     said = next((line.strip() for line in reversed(lines) if line.strip()), "")
     ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return f"{ended}: {said}" if said else ended

@@ -50,7 +50,8 @@ def test_a_seed_counts_once_by_its_longest_run(tmp_path):
     (row,) = rows(read_runs([tmp_path])["digits-mlp"])
     assert (row.seeds, row.repeated) == (2, 1)
     assert (row.mean, row.std) == (96.0, pytest.approx(statistics.stdev([95, 97])))
-    assert "1 more of seeds that count already" in call("report", tmp_path, "--output", tmp_path / "r").printed
+    called = call("report", tmp_path, "--output", tmp_path / "report")
+    assert "1 more of seeds that count already" in called.printed
 
 
 def test_an_experiment_is_what_the_recipe_records(tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from pfa_convert.recipe_files import packaged_recipes
 from pfa_convert.reporting.page import write_report
 from pfa_convert.reporting.result_figures import alignment_figure, pictures
 from pfa_convert.reporting.result_tables import print_results
-from pfa_convert.reporting.results import Variant, paper, read_runs, rows
+from pfa_convert.reporting.results import paper, read_runs, rows
 
 FINALS = {"bp": [98.3, 98.4, 98.5], "pfa": [98.30, 98.41, 98.34], "fa": [97.0, 97.2]}
 
@@ -81,7 +82,7 @@ def test_the_alignment_before_the_first_epoch_comes_first(runs, tmp_path):
     assert variant.at_end("angle_deg")["3"] == (21.0, 1.0)
     panels = alignment_figure({"pfa": variant}).axes
     assert list(panels[0].lines[0].get_xdata()) == list(range(1, 41))  # the other seeds begin at epoch 1
-    panels = alignment_figure({"pfa": Variant((first,))}).axes
+    panels = alignment_figure({"pfa": replace(variant, runs=(first,))}).axes
     assert list(panels[0].lines[0].get_xdata()) == list(range(41))
     assert list(panels[1].lines[0].get_ydata()) == [0.7, 1.0, 1.0, 1.0]
 

@@ -30,7 +30,7 @@ def workers():
     """The processes that are doing a run."""
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and b"ray::_train" in (entry / "cmdline").read_bytes():
+            if entry.name.isdigit() and b"ray::run_command" in (entry / "cmdline").read_bytes():
                 yield int(entry.name)
         except OSError:
             continue
@@ -51,7 +51,7 @@ def test_a_run_whose_worker_is_killed_is_continued_by_another(two_workers, tmp_p
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
-    ended = list(reproduce_on_ray(runs, "local"))
+    ended = list(reproduce_on_ray(runs, "local", settings=SETTINGS))
     thread.join(1)
     assert len(killed) == 1
     assert {end.run for end in ended} == set(runs) and not any(end.failure for end in ended)
@@ -66,7 +66,7 @@ def test_what_a_run_says_is_its_failure_and_what_is_finished_is_skipped(two_work
     (runs[1].folder / "log.jsonl").mkdir(parents=True)
     train(runs[0].loaded, output=runs[0].folder, seed=0)
     before = (runs[0].folder / "result.json").stat().st_mtime_ns
-    first, second = reproduce_on_ray(runs, "local")
+    first, second = reproduce_on_ray(runs, "local", settings=["train.epochs=1"])
     assert first.run == runs[0] and first.failure is None and "cannot write the run" in second.failure
     assert (runs[0].folder / "result.json").stat().st_mtime_ns == before
 
