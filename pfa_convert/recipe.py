@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from pfa_convert.errors import UserError
 from pfa_convert.recipe_files import Choice, find_recipe
 from pfa_convert.recipe_text import with_settings
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 NAME = r"^[\w][\w.+-]*$"
 
 
@@ -112,7 +113,9 @@ class TrainSection(_Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="of the forward and backward pass"
     )
-    seeds: list[int] = Field(default=[0], min_length=1, description="of `reproduce`; `train` takes the first")
+    seeds: list[Seed] = Field(
+        default=[0], min_length=1, description="of `reproduce`; `train` takes the first"
+    )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of the target that all classes get"
     )
@@ -216,5 +219,5 @@ def _name(content: dict[str, Any], stem: str, choice: Choice) -> None:
 def _note_length(content: dict[str, Any]) -> None:
     """Record the length of the runs that `expect` is about, before a setting changes it."""
     expect, train = content.get("expect"), content.get("train")
-    if isinstance(expect, dict) and isinstance(train, dict) and "epochs" in train:
+    if isinstance(expect, dict) and isinstance(train, dict) and train.get("epochs"):
         expect.setdefault("epochs", train["epochs"])

@@ -40,7 +40,13 @@ from pfa_convert.reporting.progress import busy
     shell_complete=complete_recipe,
 )
 @click.option("--num-classes", type=click.IntRange(min=1), help="Outputs of the classifier.")
-@click.option("--seed", type=int, default=0, show_default=True, help="What feedback weights are drawn from.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="What feedback weights are drawn from.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Write the converted model to this file.")
 @click.option("--strict", is_flag=True, help="Refuse a model in which a learned weight would get no rule.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("--data", type=click.Path(path_type=Path), help="The folder with the data.")
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--seed", type=int, help="One seed; the recipe's first by default.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="One seed; the recipe's first by default.")
 @click.option("--device", help="Where to train, such as cpu or cuda:1.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; by the size of the work by default.")
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint, or extend: train.epochs=60.")

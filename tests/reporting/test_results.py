@@ -84,7 +84,7 @@ def test_the_alignment_before_the_first_epoch_comes_first(runs, tmp_path):
     assert list(panels[0].lines[0].get_xdata()) == list(range(1, 41))  # the other seeds begin at epoch 1
     panels = alignment_figure({"pfa": replace(variant, runs=(first,))}).axes
     assert list(panels[0].lines[0].get_xdata()) == list(range(41))
-    assert list(panels[1].lines[0].get_ydata()) == [0.7, 1.0, 1.0, 1.0]
+    assert list(panels[1].lines[0].get_ydata()) == [0.7, *[1.0] * 40]
 
 
 def test_a_run_that_is_not_finished_counts_for_curves_only(runs):
