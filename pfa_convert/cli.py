@@ -10,8 +10,10 @@ import difflib
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from pfa_convert.commands.bench import bench_command
+from pfa_convert.commands.completion import model_names
 from pfa_convert.commands.convert import convert_command
 from pfa_convert.commands.expansion import expansion_command
 from pfa_convert.commands.inspect import inspect_command
@@ -41,6 +43,12 @@ class ConvertByDefault(click.Group):
         elif args[0].startswith("-") and args[0] not in ("-h", "--help", "--version"):
             args = ["convert", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer models beside the commands, once something is typed: there are over a thousand."""
+        found = super().shell_complete(ctx, incomplete)
+        names = model_names() if incomplete and not incomplete.startswith("-") else []
+        return [*found, *(CompletionItem(name) for name in names if name.startswith(incomplete))]
 
 
 def _refuse_misspelt(name: str, commands: list[str]) -> None:

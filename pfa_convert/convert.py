@@ -17,7 +17,7 @@ from pfa_convert.feedback.pathway import Pathway
 from pfa_convert.feedback.weight import FEEDBACK_ATTRIBUTE, FeedbackWeight
 from pfa_convert.graph.discover import NOT_REACHED, Discovery, discover
 from pfa_convert.graph.example import Example, add_sites, discover_by_example, from_plain, to_plain
-from pfa_convert.graph.overrides import Decision, decide
+from pfa_convert.graph.overrides import Decision, decide, listed
 from pfa_convert.graph.report import ConversionReport, OtherUse, SiteReport
 from pfa_convert.graph.rewrite import (
     restore,
@@ -39,7 +39,7 @@ def convert(
     rule: str = "pfa",
     *,
     options: Mapping[str, Any] | None = None,
-    overrides: Iterable[Mapping[str, Any]] = (),
+    overrides: Iterable[Mapping[str, Any]] | Mapping[str, Any] = (),
     seed: int = 0,
     inplace: bool = False,
     reinit: str | None = None,
@@ -57,7 +57,8 @@ def convert(
         options: the rule's options, such as `{"expansion": 10}`.
         overrides: for some layers another rule or other options, the first match wins:
             `{"match": "layer4.*", "rule": "bp"}` (a glob, or `re:` and a regular expression), or
-            `{"type": "Conv2d", "kernel_size": 1, "rule": "usf"}`.
+            `{"type": "Conv2d", "kernel_size": 1, "rule": "usf"}`. A mapping `{"fc": "bp"}` is short for
+            patterns with a rule each.
         seed: what the feedback weights are drawn from, together with each weight's name.
         inplace: convert the given model itself, not a copy.
         reinit: `xavier_uniform` draws the weights anew as the paper does; None keeps them.
@@ -76,7 +77,8 @@ def convert(
             converted already as a whole or in part, or, if `strict`, weights that are left out.
     """
     refuse_converted(model)
-    options, overrides = dict(options or {}), list(overrides)
+    options = dict(options or {})
+    overrides = listed(overrides)
     converted = model if inplace else copy.deepcopy(model)
 
     if unroll:

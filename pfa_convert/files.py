@@ -23,7 +23,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     metadata = {"format": FORMAT, "header": json.dumps(header)}
     try:
+        partial.touch()  # with the rights that the umask gives; safetensors writes files for the owner alone
+        rights = partial.stat().st_mode
         save_file(copies, partial, metadata=metadata)
+        partial.chmod(rights)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
@@ -33,6 +36,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     except SafetensorError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot be written: {error}", where=str(path)) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text; the file appears whole or not at all.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path)) from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pfa_convert.errors import UserError
-from pfa_convert.recipe_files import find_recipe
+from pfa_convert.recipe_files import Choice, find_recipe
 from pfa_convert.recipe_text import with_settings
 
-if TYPE_CHECKING:
-    import torch
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+NAME = r"^[\w][\w.+-]*$"
 
 
 class _Section(BaseModel):
@@ -26,28 +25,42 @@ class ModelSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    name: str
-    num_classes: int | None = Field(default=None, ge=1)
+    name: str = Field(description="resnet18, timm/resnet50, paper/mlp, package.module:factory")
+    num_classes: int | None = Field(default=None, ge=1, description="outputs; the model's own by default")
 
 
 class ConvertSection(_Section):
     """`convert:` which rule each site gets, as the arguments of `convert`."""
 
-    rule: str = "pfa"
-    options: dict[str, Any] = {}
-    overrides: list[dict[str, Any]] = []
-    seed: int | None = None
+    rule: str = Field(
+        default="pfa", description="of every site that no override names; or package.module:Rule"
+    )
+    options: dict[str, Any] = Field(default={}, description="options of the rule, such as {expansion: 10}")
+    overrides: list[dict[str, Any]] = Field(
+        default=[], description="for some sites; the first match wins; or {PATTERN: RULE}"
+    )
+    seed: int | None = Field(default=None, description="of feedback weights; the run's by default")
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _from_mapping(cls, value: Any) -> Any:
+        """Accept `{fc: bp}`, the pattern with its rule, as everybody writes it first."""
+        from pfa_convert.graph.overrides import listed
+
+        return listed(value) if isinstance(value, Mapping) else value
 
 
 class DataSection(_Section):
     """`data:` the data set, its folder, and how many training images are held out for validation."""
 
-    dataset: str = "digits"
-    root: str = "data"
-    batch_size: int = Field(default=64, ge=1)
-    validation: int = Field(default=0, ge=0)
-    workers: int = Field(default=2, ge=0)
-    options: dict[str, Any] = {}
+    dataset: str = Field(default="digits", description="the name of a data set")
+    root: str = Field(default="data", description="the folder with the files; `--data` goes before it")
+    batch_size: int = Field(default=64, ge=1, description="images in a step, of all processes together")
+    validation: int = Field(
+        default=0, ge=0, description="training images that are held out to judge the model by"
+    )
+    workers: int = Field(default=2, ge=0, description="processes that decode image files")
+    options: dict[str, Any] = Field(default={}, description="options of the data set")
 
 
 class OptimizerSection(BaseModel):
@@ -55,9 +68,9 @@ class OptimizerSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    name: str = "sgd"
-    lr: float = Field(default=0.1, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    name: str = Field(default="sgd", description="a class of torch.optim, in any capitals")
+    lr: float = Field(default=0.1, ge=0, description="the first learning rate")
+    weight_decay: float = Field(default=0.0, ge=0, description="the first weight decay")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -68,10 +81,16 @@ class OptimizerSection(BaseModel):
 class ScheduleSection(_Section):
     """A schedule of learning rate or weight decay, in epochs completed."""
 
-    name: Literal["multistep", "cosine", "linear", "constant"] = "multistep"
-    milestones: list[float] = []
-    gamma: float = Field(default=0.1, ge=0)
-    warmup_epochs: float = Field(default=0, ge=0)
+    name: Literal["multistep", "cosine", "linear", "constant"] = Field(
+        default="multistep", description="its shape"
+    )
+    milestones: list[float] = Field(
+        default=[], description="epochs after which the value is multiplied by gamma"
+    )
+    gamma: float = Field(default=0.1, ge=0, description="what a multistep schedule multiplies by")
+    warmup_epochs: float = Field(
+        default=0, ge=0, description="epochs in which the value rises linearly at first"
+    )
 
     @model_validator(mode="after")
     def _no_key_without_effect(self) -> ScheduleSection:
@@ -87,39 +106,60 @@ class ScheduleSection(_Section):
 class TrainSection(_Section):
     """`train:` the optimizer, its schedules, precision and seeds."""
 
-    epochs: int = Field(default=10, ge=0)
+    epochs: int = Field(default=10, ge=0, description="passes over the training images")
     optimizer: OptimizerSection = OptimizerSection()
     lr_schedule: ScheduleSection = ScheduleSection(name="constant")
     weight_decay_schedule: ScheduleSection = ScheduleSection(name="constant")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seeds: list[int] = Field(default=[0], min_length=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    gradient_accumulation: int = Field(default=1, ge=1)
-    clip_norm: float | None = Field(default=None, gt=0)
-    channels_last: bool = False
-    compile: bool = False
-    deterministic: bool = False
-    gradient_angles: bool = False
-    phase_interval: int = Field(default=1, ge=1)
-    ema: float | None = Field(default=None, gt=0, lt=1)
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of the forward and backward pass"
+    )
+    seeds: list[Seed] = Field(
+        default=[0], min_length=1, description="of `reproduce`; `train` takes the first"
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the target that all classes get"
+    )
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches in a step of the optimizer")
+    clip_norm: float | None = Field(default=None, gt=0, description="largest norm of all gradients together")
+    channels_last: bool = Field(default=False, description="the memory format of images and convolutions")
+    compile: bool = Field(default=False, description="compile the model as one graph")
+    deterministic: bool = Field(
+        default=False, description="only algorithms that give the same bits in every run"
+    )
+    gradient_angles: bool = Field(default=False, description="log the angles to backpropagation's gradients")
+    phase_interval: int = Field(default=1, ge=1, description="steps between two phases of wm, ia and sa")
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of weight averages, which are judged"
+    )
 
 
 class ExpectSection(_Section):
     """`expect:` the published number to compare with, in percent."""
 
-    metric: Literal["validation_top1", "test_top1"]
-    mean: float
-    std: float | None = None
-    source: str = ""
+    metric: Literal["validation_top1", "test_top1"] = Field(description="what was measured")
+    mean: float = Field(description="over the published runs")
+    std: float | None = Field(default=None, description="over the published runs")
+    epochs: int | None = Field(
+        default=None, ge=1, description="of the published runs; the recipe's by default"
+    )
+    source: str = Field(default="", description="where it is published")
 
 
 class Recipe(_Section):
     """A whole experiment."""
 
-    name: str = Field(pattern=r"^[\w][\w.+-]*$")
+    name: str = Field(pattern=NAME, description="of the run's folder; the file's name by default")
+    experiment: str | None = Field(
+        None,
+        pattern=NAME,
+        description="the table that it belongs to; the file's name by default",
+    )
+    variant: str | None = Field(default=None, description="its name in that table")
     model: ModelSection
     convert: ConvertSection = ConvertSection()
-    init: Literal["xavier_uniform"] | None = None
+    init: Literal["xavier_uniform"] | None = Field(
+        default=None, description="of weights; the model's own by default"
+    )
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     expect: ExpectSection | None = None
@@ -134,82 +174,50 @@ def load_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
     Args:
         source: a path, `path:variant`, or the name of a packaged recipe.
-        settings: changes such as `train.epochs=5`, the values written as in YAML.
+        settings: changes such as `train.epochs=5`, the values written as in YAML. With another
+            `train.optimizer.name`, arguments of the file's optimizer that the new one does not take are
+            left out.
 
     Raises:
-        UserError: naming file, key, reason and the nearest valid choice.
+        UserError: naming file, and every mistake with its key, reason and the nearest valid choice.
     """
+    settings = list(settings)
     file, choice = find_recipe(source)
     content = file.content(choice)
-    name = content.setdefault("name", file.path.stem)
-    if choice and isinstance(name, str):
-        content["name"] = "-".join([name, *choice.values()])
-    return parse_recipe(with_settings(content, settings), str(source))
+    _name(content, file.path.stem, choice)
+    _note_length(content)
+    changed = with_settings(content, settings)
+    if any(setting.startswith("train.optimizer.name=") for setting in settings):
+        from pfa_convert.recipe_check import without_foreign_arguments
+
+        changed = without_foreign_arguments(changed, settings)
+    return parse_recipe(changed, str(source))
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
-    """Return the recipe with this content; raises UserError with `where` and the key otherwise."""
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        raise _explain(error, where) from None
-    optimizer_class(recipe.train.optimizer, f"{where}: train.optimizer")
-    return recipe
+    """Return the recipe with this content; raises UserError with `where` and all mistakes otherwise."""
+    from pfa_convert.recipe_check import mistakes
+
+    found = mistakes(content)
+    if len(found) > 1:
+        raise UserError(f"{len(found)} mistakes: {' | '.join(found)}", where=where)
+    if found:
+        raise UserError(found[0], where=where)
+    return Recipe.model_validate(content)
 
 
-def optimizer_class(section: OptimizerSection, where: str) -> type[torch.optim.Optimizer]:
-    """Return the class of torch.optim that a section names, whatever its capitals.
-
-    Raises:
-        UserError: for an unknown name, or an argument or value that the class does not take.
-    """
-    import torch
-
-    unusable = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
-    classes = {
-        name.lower(): value
-        for name, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value not in unusable
-    }
-    name = section.name.lower()
-    if name not in classes:
-        raise UserError(f"unknown optimizer {section.name!r}", where=where, given=name, choices=classes)
-    chosen = classes[name]
-    known = set(inspect.signature(chosen).parameters) - {"params"}
-    for argument in section.arguments:
-        if argument not in known:
-            raise UserError(
-                f"{chosen.__name__} takes no {argument!r}", where=where, given=argument, choices=known
-            )
-    try:
-        chosen([torch.zeros(1, 1, requires_grad=True)], **section.arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{chosen.__name__}: {error}", where=where) from None
-    return chosen
+def _name(content: dict[str, Any], stem: str, choice: Choice) -> None:
+    """Record what a recipe is called and which experiment it is a variant of: never guessed from its name."""
+    name = content.setdefault("name", stem)
+    if isinstance(name, str):
+        content.setdefault("experiment", name)
+    if choice and isinstance(name, str):
+        content["variant"] = "-".join(choice.values())
+        content["name"] = f"{name}-{content['variant']}"
 
 
-def _explain(error: ValidationError, where: str) -> UserError:
-    """Turn the first of pydantic's complaints into one line; misspelt keys before all others."""
-    complaints = sorted(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
-    first = complaints[0]
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return UserError(
-            f"unknown key {key!r}",
-            where=where,
-            given=str(first["loc"][-1]),
-            choices=_keys_at(first["loc"][:-1]),
-        )
-    if first["type"] == "missing":
-        return UserError(f"the key {key!r} is missing", where=where)
-    return UserError(f"key {key!r}: {first['msg']}, given {str(first['input'])[:60]!r}", where=where)
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """Return the valid keys of the section at a location of the schema."""
-    section: Any = Recipe
-    for name in location:
-        annotation = section.model_fields[str(name)].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(section.model_fields)
+def _note_length(content: dict[str, Any]) -> None:
+    """Record the length of the runs that `expect` is about, before a setting changes it."""
+    expect, train = content.get("expect"), content.get("train")
+    if isinstance(expect, dict) and isinstance(train, dict) and train.get("epochs"):
+        expect.setdefault("epochs", train["epochs"])

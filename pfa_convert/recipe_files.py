@@ -63,9 +63,18 @@ class RecipeFile:
 
 def packaged_files() -> dict[str, Path]:
     """Return the recipe files that come with the package, by name."""
-    here = Path(__file__).resolve().parent
-    folder = next((f for f in (here / "recipes", here.parent / "recipes") if f.is_dir()), None)
+    folder = _folder()
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def schema_file() -> Path:
+    """Return the JSON schema of recipes, which comes with them."""
+    return (_folder() or Path()) / "schema.json"
+
+
+def _folder() -> Path | None:
+    here = Path(__file__).resolve().parent
+    return next((f for f in (here / "recipes", here.parent / "recipes") if f.is_dir()), None)
 
 
 def packaged_recipes(begun: str | None = None) -> dict[str, tuple[RecipeFile, Choice]]:

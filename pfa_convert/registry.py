@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from pfa_convert.errors import UserError
+from pfa_convert.importing import imported
 
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
@@ -94,7 +95,14 @@ class Registry(_Table[str, Entry]):
         return decorate
 
     def __getitem__(self, name: str) -> Entry:
-        """Return the entry called `name`; raises UserError with the nearest names otherwise."""
+        """Return the entry called `name`, or what `package.module:name` names.
+
+        Raises:
+            UserError: with the nearest names if there is none.
+        """
+        if ":" in name:
+            entry: Entry = imported(name, self.kind)
+            return entry
         self._load()
         if name not in self._entries:
             raise UserError(f"unknown {self.kind} {name!r}", given=name, choices=self._entries)

@@ -6,6 +6,7 @@ import ast
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,14 @@ class RuleFacts:
 
 
 def rule_facts() -> dict[str, RuleFacts]:
-    """Return the facts of every rule that comes with the package, by name; nothing is imported.
+    """Return the facts of every rule by name; nothing is imported.
 
-    Where a source says something that is not written out (a computed title), the rules are imported.
+    Where a source says something that is not written out (a computed title), or another package has rules
+    as well, all of them are imported.
     """
     try:
+        if entry_points(group="pfa_convert.rules"):
+            raise ValueError("rules of other packages are to be imported")
         found = _read_from(Path(__file__).parent / "rules")
     except (ValueError, KeyError, OSError):
         from pfa_convert.rules import RULES

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pfa_convert.commands.completion import complete_model
+from pfa_convert.commands.outputs import refuse_unwritable
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.console import console, print_benchmark
 
@@ -49,9 +50,12 @@ def bench_command(
     pfa-convert bench resnet18 --batch-size 16 --rules pfa,kp
     pfa-convert bench paper/resnet20 --batch-size 128 --scale --plot growth.png
     """
+    from pfa_convert.devices import usable_device
     from pfa_convert.reporting.figures import growth_figure
     from pfa_convert.training.bench import Settings, bench_variants, measure
 
+    refuse_unwritable(plot, "--plot", "growth.png")
+    usable_device(rest["device"])
     variants = bench_variants(rules.split(","), strategies.split(","))
     base = Settings(model=model, batch_size=batch_size, compile=compiled, **rest)
     settings = {batch_size: base}

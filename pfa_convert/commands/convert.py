@@ -9,7 +9,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pfa_convert.commands.completion import complete_model, complete_recipe, complete_rule
+from pfa_convert.commands.completion import complete_model, complete_recipe, complete_rule, complete_site
+from pfa_convert.commands.outputs import refuse_unwritable
 from pfa_convert.errors import UserError
 from pfa_convert.models import resolve
 from pfa_convert.reporting.console import console, print_conversion
@@ -25,14 +26,27 @@ from pfa_convert.reporting.progress import busy
 )
 @click.option("--expansion", type=float, help="Middle neurons per output neuron, for the rule pfa.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Another option of the rule.")
-@click.option("--override", "overrides", multiple=True, metavar="PATTERN=RULE", help="A rule for some sites.")
+@click.option(
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="PATTERN=RULE",
+    help="A rule for some sites.",
+    shell_complete=complete_site,
+)
 @click.option(
     "--recipe",
     help="Take the conversion from a recipe; options here override it.",
     shell_complete=complete_recipe,
 )
 @click.option("--num-classes", type=click.IntRange(min=1), help="Outputs of the classifier.")
-@click.option("--seed", type=int, default=0, show_default=True, help="What feedback weights are drawn from.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="What feedback weights are drawn from.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Write the converted model to this file.")
 @click.option("--strict", is_flag=True, help="Refuse a model in which a learned weight would get no rule.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -58,8 +72,7 @@ def convert_command(
     pfa-convert resnet50 --rule pfa --expansion 4
     pfa-convert timm/vit_tiny_patch16_224 --rule fa --override 'head=bp' --output vit.safetensors
     """
-    if output is not None:
-        _refuse_unwritable(output)
+    refuse_unwritable(output, "--output", "model.safetensors")
     resolved = None if model.endswith(".safetensors") else resolve(model)
     if resolved is None:
         _refuse_options_of_a_file(model)
@@ -93,15 +106,6 @@ def _refuse_options_of_a_file(path: str) -> None:
         if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
             name = next(p.opts[0] for p in context.command.params if p.name == option)
             raise UserError(f"{path} holds its own conversion: name the model to convert anew", where=name)
-
-
-def _refuse_unwritable(output: Path) -> None:
-    if output.is_dir():
-        raise UserError(
-            f"{output} is a folder; name a file in it, such as model.safetensors", where="--output"
-        )
-    if not output.resolve().parent.is_dir():
-        raise UserError(f"the folder {output.parent} does not exist", where="--output")
 
 
 def _pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pfa_convert.commands.outputs import refuse_unwritable
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.console import console, print_inspection
 
@@ -27,6 +28,8 @@ def inspect_command(path: Path, data: Path | None, plot: Path | None, as_json: b
     \b
     pfa-convert inspect runs/mnist-mlp-pfa/seed-0 --data data --plot inspection.png
     """
+    refuse_unwritable(plot, "--plot", "inspection.png")
+
     from pfa_convert.inspection import inspect
     from pfa_convert.reporting.inspection_figure import inspection_figure
     from pfa_convert.saving import load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import click
 from rich.progress import track
 
+from pfa_convert.commands.outputs import refuse_unwritable
 from pfa_convert.errors import UserError
 from pfa_convert.models import available
 from pfa_convert.reporting.console import console, print_sweep
@@ -23,8 +25,9 @@ from pfa_convert.reporting.console import console, print_sweep
 @click.option("--output", type=click.Path(path_type=Path), help="The table; coverage.csv or proof.csv.")
 @click.option("--largest", type=float, default=30, show_default=True, help="To prove: million parameters.")
 @click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count(), help="Processes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models_command(
-    pattern: str | None, what: str | None, output: Path | None, largest: float, jobs: int
+    pattern: str | None, what: str | None, output: Path | None, largest: float, jobs: int, as_json: bool
 ) -> None:
     """List the models, those that match PATTERN (a glob or a part of the name).
 
@@ -38,8 +41,9 @@ def models_command(
     names = available(pattern)
     if not names:
         raise UserError(f"no model matches {pattern!r}", given=pattern, choices=available())
+    refuse_unwritable(output, "--output", "coverage.csv")
     if what is None:
-        click.echo("\n".join(names))
+        click.echo(json.dumps(names, indent=1) if as_json else "\n".join(names))
         return
 
     from pfa_convert.zoo.coverage import Coverage, check

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
-from pfa_convert.commands.completion import complete_recipe
+from pfa_convert.commands.completion import complete_key, complete_recipe
+from pfa_convert.recipe_files import find_recipe
 from pfa_convert.reporting.console import console, print_result
+
+if TYPE_CHECKING:
+    from pfa_convert.recipe import Recipe
 
 
 @click.command("train")
 @click.argument("recipe", shell_complete=complete_recipe)
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe: train.epochs=5."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_key,
+    help="Change the recipe: train.epochs=5.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="The folder with the data.")
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--seed", type=int, help="One seed; the recipe's first by default.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="One seed; the recipe's first by default.")
 @click.option("--device", help="Where to train, such as cpu or cuda:1.")
-@click.option("--resume", is_flag=True, help="Continue from the last checkpoint.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; by the size of the work by default.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint, or extend: train.epochs=60.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that is in the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train_command(
     recipe: str,
     settings: tuple[str, ...],
@@ -27,7 +43,10 @@ def train_command(
     output: Path | None,
     seed: int | None,
     device: str | None,
+    threads: int | None,
     resume: bool,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Train by RECIPE: a file, or the name of a packaged one (see `pfa-convert recipes`).
 
@@ -45,11 +64,37 @@ def train_command(
     from pfa_convert.reporting.run_progress import ProgressWatcher
     from pfa_convert.training import train
 
-    watcher = ProgressWatcher(console)
+    talk = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console
+    _tell_variants(talk, recipe, loaded)
+    watcher = ProgressWatcher(talk)
     try:
         result = train(
-            loaded, data_root=data, output=output, seed=seed, resume=resume, device=device, watcher=watcher
+            loaded,
+            data_root=data,
+            output=output,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            threads=threads,
+            device=device,
+            watcher=watcher,
         )
     finally:
         watcher.stop()
-    print_result(console, loaded, result)
+    if as_json:
+        click.echo(json.dumps(asdict(result), indent=1))
+    else:
+        print_result(console, loaded, result)
+
+
+def _tell_variants(talk: Console, source: str, recipe: Recipe) -> None:
+    """Say what is taken of a file with variants of which none was named, and which there are."""
+    file, choice = find_recipe(source)
+    if axes := {} if choice else file.axes():
+        listed = "; ".join(f"{axis} {', '.join(names)}" for axis, names in axes.items())
+        example = "-".join(names[-1] for names in axes.values())
+        talk.print(
+            f"{source} is taken as it begins: rule {recipe.convert.rule}. Its variants, such as "
+            f"{file.path.stem}-{example}: {listed}",
+            markup=False,
+        )

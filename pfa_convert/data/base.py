@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -62,30 +63,11 @@ class Data:
 Loader = Callable[..., Data]
 DATASETS: Registry[Loader] = Registry("data set", "pfa_convert.data")
 
+Count = Annotated[int, Field(ge=1)]
+"""An option that is a whole number from 1 on."""
 
-def load_data(
-    dataset: str, root: Path, *, validation: int, device: torch.device, workers: int, options: dict[str, Any]
-) -> Data:
-    """Return the data set of this name.
-
-    Args:
-        dataset: a name in DATASETS.
-        root: the folder with the files; nothing is downloaded.
-        validation: how many training images to hold out; 0 judges by the test images.
-        device: where small sets are kept.
-        workers: processes that decode large sets.
-        options: the data set's own options.
-
-    Raises:
-        UserError: for an unknown name or option, or a folder that is not there.
-    """
-    loader = DATASETS[dataset]
-    try:
-        return loader(root=root, validation=validation, device=device, workers=workers, **options)
-    except TypeError as error:
-        if not options:
-            raise
-        raise UserError(str(error), where=f"data set {dataset!r}") from error
+COMMON = ("root", "validation", "device", "workers")
+"""What every loader may take; the rest of its keyword arguments are the options of its data set."""
 
 
 def batch_starts(count: int, batch_size: int, share: Share, training: bool) -> range:

@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from pfa_convert.data.base import DATASETS, Data, DeviceSplit, Normalisation, hold_out, require_folder
 from pfa_convert.data.image_files import ImageFiles, decode, list_images
@@ -24,7 +23,7 @@ NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 @DATASETS.register("cifar10")
-def cifar10(*, root: Path, validation: int, device: torch.device, **_: Any) -> Data:
+def cifar10(*, root: Path, validation: int, device: torch.device) -> Data:
     """Return CIFAR-10 from `root/cifar10/{train,test}/CLASS/` or `root/cifar-10-batches-py`."""
     if (root / "cifar10").is_dir():
         parts = _image_folder(root / "cifar10")
@@ -33,7 +32,7 @@ def cifar10(*, root: Path, validation: int, device: torch.device, **_: Any) -> D
 
 
 @DATASETS.register("cifar100")
-def cifar100(*, root: Path, validation: int, device: torch.device, **_: Any) -> Data:
+def cifar100(*, root: Path, validation: int, device: torch.device) -> Data:
     """Return CIFAR-100 from `root/cifar-100-python`."""
     return _torchvision("CIFAR100", "cifar-100-python", root, 100, validation, device)
 
@@ -94,6 +93,8 @@ def _decoded(cache: Path, files: ImageFiles) -> tuple[Tensor, Tensor]:
                 return kept.get_tensor("images"), kept.get_tensor("labels")
     except (SafetensorError, OSError):
         pass
+    from torchvision.transforms.functional import pil_to_tensor
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = list(pool.map(lambda path: pil_to_tensor(decode(path)), files.paths))
     for path, image in zip(files.paths, decoded, strict=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from pfa_convert.data.base import DATASETS, Data, DeviceSplit, Normalisation, hold_out
@@ -12,7 +10,7 @@ TEST_IMAGES = 360
 
 
 @DATASETS.register("digits")
-def digits(*, validation: int, device: torch.device, **_: Any) -> Data:
+def digits(*, validation: int, device: torch.device) -> Data:
     """Return the digits, one fifth of them (the same for every seed) as the test set."""
     from sklearn.datasets import load_digits
 

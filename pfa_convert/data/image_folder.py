@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
-from pfa_convert.data.base import DATASETS, Batches, Data, Normalisation, Share, batch_starts
+from pfa_convert.data.base import DATASETS, Batches, Count, Data, Normalisation, Share, batch_starts
 from pfa_convert.data.image_files import ImageFiles, decode, list_images
 from pfa_convert.errors import UserError
 
@@ -28,8 +28,8 @@ def image_folder(
     validation: int,
     device: torch.device,
     workers: int,
-    image_size: int = 224,
-    resize: int = 256,
+    image_size: Count = 224,
+    resize: Count = 256,
     folder: str | None = None,
     skip_unreadable: bool = False,
 ) -> Data:
@@ -62,17 +62,52 @@ def image_folder(
 
 
 @DATASETS.register("imagenet")
-def imagenet(**arguments: Any) -> Data:
+def imagenet(
+    *,
+    root: Path,
+    validation: int,
+    device: torch.device,
+    workers: int,
+    image_size: Count = 224,
+    resize: Count = 256,
+    skip_unreadable: bool = False,
+) -> Data:
     """Return ImageNet from `root/imagenet` or `root`; to try a recipe, also from `root/imagenette`."""
-    root = arguments["root"]
     small = not _complete(root / "imagenet") and not _complete(root) and _complete(root / "imagenette")
-    return image_folder(folder="imagenette" if small else "imagenet", **arguments)
+    return image_folder(
+        root=root,
+        validation=validation,
+        device=device,
+        workers=workers,
+        image_size=image_size,
+        resize=resize,
+        folder="imagenette" if small else "imagenet",
+        skip_unreadable=skip_unreadable,
+    )
 
 
 @DATASETS.register("imagenette")
-def imagenette(*, image_size: int = 128, resize: int = 128, **arguments: Any) -> Data:
+def imagenette(
+    *,
+    root: Path,
+    validation: int,
+    device: torch.device,
+    workers: int,
+    image_size: Count = 128,
+    resize: Count = 128,
+    skip_unreadable: bool = False,
+) -> Data:
     """Return Imagenette, ten classes of ImageNet, from `root/imagenette` or `root`."""
-    return image_folder(image_size=image_size, resize=resize, folder="imagenette", **arguments)
+    return image_folder(
+        root=root,
+        validation=validation,
+        device=device,
+        workers=workers,
+        image_size=image_size,
+        resize=resize,
+        folder="imagenette",
+        skip_unreadable=skip_unreadable,
+    )
 
 
 @dataclass(frozen=True)
@@ -108,6 +143,7 @@ class FileSplit:
             batch_sampler=[part for part in mine if part],
             num_workers=self.workers,
             collate_fn=_collate,
+            worker_init_fn=_leave_interrupts_to_the_run,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
         )
@@ -152,6 +188,11 @@ class _Decoder(Dataset[Any]):
         raise UserError("no image can be read", where=self.files.paths[index])
 
 
+def _leave_interrupts_to_the_run(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the run alone decides when its readers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _collate(items: list[Any]) -> Any:
     for item in items:
         if isinstance(item, str):
@@ -161,6 +202,8 @@ def _collate(items: list[Any]) -> Any:
 
 
 def _transform(image_size: int, resize: int, augment: bool) -> Any:
+    from torchvision.transforms import v2
+
     if augment:
         cut = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,13 +11,13 @@ from pfa_convert.errors import UserError
 
 
 @DATASETS.register("mnist")
-def mnist(*, root: Path, validation: int, device: torch.device, **_: Any) -> Data:
+def mnist(*, root: Path, validation: int, device: torch.device) -> Data:
     """Return MNIST from `root/MNIST/raw`, normalised by (0.1307, 0.3081)."""
     return _load("MNIST", root, validation, device, 0.1307, 0.3081)
 
 
 @DATASETS.register("fashion_mnist")
-def fashion_mnist(*, root: Path, validation: int, device: torch.device, **_: Any) -> Data:
+def fashion_mnist(*, root: Path, validation: int, device: torch.device) -> Data:
     """Return Fashion-MNIST from `root/FashionMNIST/raw`, normalised by (0.2860, 0.3530)."""
     return _load("FashionMNIST", root, validation, device, 0.2860, 0.3530)
 

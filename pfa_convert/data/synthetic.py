@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from pfa_convert.data.base import DATASETS, Data, DeviceSplit, Normalisation, hold_out
+from pfa_convert.data.base import DATASETS, Count, Data, DeviceSplit, Normalisation, hold_out
 
 
 @DATASETS.register("synthetic")
@@ -14,10 +12,9 @@ def synthetic(
     *,
     validation: int,
     device: torch.device,
-    images: int = 1024,
-    shape: tuple[int, ...] = (3, 32, 32),
-    num_classes: int = 10,
-    **_: Any,
+    images: Count = 1024,
+    shape: tuple[Count, ...] = (3, 32, 32),
+    num_classes: Count = 10,
 ) -> Data:
     """Return `images` training and a quarter as many test images of the given shape."""
     generator = torch.Generator().manual_seed(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,25 @@ class Decision:
     site: Site
     rule: Rule
     reason: str
+
+
+def listed(overrides: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return overrides as a list; `{PATTERN: RULE}` is one of them too, RULE a name or further keys.
+
+    Raises:
+        UserError: for an entry that is no mapping.
+    """
+    if isinstance(overrides, Mapping):
+        return [
+            {"match": pattern, **(rule if isinstance(rule, Mapping) else {"rule": rule})}
+            for pattern, rule in overrides.items()
+        ]
+    entries = list(overrides)
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            problem = f"{entry!r} is not a mapping such as {{'match': 'fc', 'rule': 'bp'}}"
+            raise UserError(problem, where=f"overrides[{index}]")
+    return entries
 
 
 def decide(

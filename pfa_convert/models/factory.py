@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfa_convert.errors import UserError
+from pfa_convert.importing import imported
 from pfa_convert.models.resolve import DEFAULT_INPUT_SIZE, SOURCES, images
 
 if TYPE_CHECKING:
@@ -25,18 +24,28 @@ class FactoryModels:
         return ()
 
     def build(self, name: str, num_classes: int | None, **options: Any) -> nn.Module:
-        """Import and call the factory; raises UserError if that is not possible."""
+        """Import the factory and call it, or copy a model that is there already.
+
+        Raises:
+            UserError: if that is not possible, whatever the user's code raises.
+        """
         from torch import nn
 
-        module_name, _, attribute = name.partition(":")
-        module = _import(module_name, name)
-        factory = getattr(module, attribute, None)
-        if not callable(factory):
-            choices = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-            raise UserError(f"{module_name} has no callable {attribute!r}", given=attribute, choices=choices)
+        found = imported(name, "model")
         if num_classes is not None:
             options["num_classes"] = num_classes
-        model = factory(**options)
+        if isinstance(found, nn.Module):
+            if options:
+                problem = f"is a model already, which takes no {', '.join(options)}"
+                raise UserError(problem, where=f"model {name}")
+            return copy.deepcopy(found)
+        if not callable(found):
+            raise UserError(f"{name} is no function that returns a model: {type(found).__name__}")
+        try:
+            model = found(**options)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"cannot be made: {reason}", where=f"model {name}") from error
         if not isinstance(model, nn.Module):
             raise UserError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
         return model
@@ -48,17 +57,6 @@ class FactoryModels:
     def example(self, name: str, size: int | None) -> tuple[Any, ...]:
         """Return a batch of images."""
         return (images(self.input_size(name), size),)
-
-
-def _import(module_name: str, name: str) -> Any:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"cannot import {module_name!r}: {error}", where=f"model {name}") from error
-    finally:
-        sys.path.remove(here)
 
 
 SOURCES.register("factory")(FactoryModels())

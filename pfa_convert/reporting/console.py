@@ -14,12 +14,15 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pfa_convert.graph.report import ConversionReport, SiteReport
     from pfa_convert.inspection import SiteInspection
-    from pfa_convert.recipe import Recipe
+    from pfa_convert.recipe import ExpectSection, Recipe
     from pfa_convert.training.bench import Measurement, Settings
     from pfa_convert.training.loop import RunResult
     from pfa_convert.zoo.sweep import Line
 
 console = Console(highlight=False, soft_wrap=True)
+
+MUCH_LEFT, FORGOTTEN = 0.05, 0.01
+"""Shares of a start in F: what is worth a remark, and what counts as forgotten."""
 
 ROWS = 24
 """A model with more sites than this is shown by groups."""
@@ -78,10 +81,39 @@ def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
     )
     for site, angle in result.angle_deg.items():
         console.print(f"  {site:<24} angle {angle:6.2f} deg   norm ratio {result.norm_ratio[site]:.3f}")
+    if result.angle_deg:
+        console.print(alignment_line(recipe, result), markup=False)
     if recipe.expect:
-        spread = f" ± {recipe.expect.std}" if recipe.expect.std is not None else ""
-        console.print(f"published: {recipe.expect.mean}{spread} % ({recipe.expect.source})")
+        console.print(_beside_published(recipe.expect, result), markup=False)
     console.print(f"everything is in {result.folder}")
+
+
+def alignment_line(recipe: Recipe, result: RunResult) -> str:
+    """Say how aligned a run has ended, how much of the start is left in F, and what would forget it."""
+    angles = result.angle_deg.values()
+    line = f"path angles {min(angles):.1f} to {max(angles):.1f} degrees"
+    if not result.start_left:
+        return line
+    left = max(result.start_left.values())
+    line += f"; {left:.1%} of F is what it began with, where it is most"
+    if left <= MUCH_LEFT:
+        return line
+    decay = recipe.train.optimizer.weight_decay
+    enough = f", to about {decay * math.log(FORGOTTEN) / math.log(left):.2g}" if decay and left < 1 else ""
+    return (
+        f"{line}: to align further, raise train.optimizer.weight_decay (now {decay:g}{enough}); "
+        "train.weight_decay_schedule can end it after the first epochs"
+    )
+
+
+def _beside_published(expect: ExpectSection, result: RunResult) -> str:
+    """Return a line with the published accuracy, and the difference to it if the run has the same length."""
+    spread = f" ± {expect.std}" if expect.std is not None else ""
+    published = f"published: {expect.mean}{spread} % ({expect.source})"
+    if expect.epochs not in (None, result.epochs):
+        return f"{published} after {expect.epochs} epochs; {result.epochs} of them are too few to compare"
+    measured = result.test_top1_at_best if expect.metric == "test_top1" else None
+    return f"{published}, this run {(measured or result.final_top1) - expect.mean:+.2f}"
 
 
 def print_benchmark(console: Console, settings: Settings, measurements: list[Measurement]) -> None:

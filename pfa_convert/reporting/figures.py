@@ -57,7 +57,9 @@ def pyplot_without_display() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise UserError("a figure needs matplotlib: pip install 'pfa-convert[plots]'") from None
+        raise UserError(
+            "a figure needs matplotlib: pip install matplotlib, or '.[plots]' from a checkout"
+        ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

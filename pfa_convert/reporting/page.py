@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,24 +14,28 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.figures import pyplot_without_display
 from pfa_convert.reporting.result_figures import Picture, pictures
-from pfa_convert.reporting.result_tables import accuracy_table, angle_table
+from pfa_convert.reporting.result_tables import accuracy_table, angle_table, notes
 from pfa_convert.reporting.results import Variant, rows
 
 
 def write_report(experiments: Mapping[str, Mapping[str, Variant]], folder: Path) -> list[Path]:
     """Write `report.md`, `results.json`, `index.html` and each figure as PNG and SVG; return their paths.
 
+    Without matplotlib there are no figures.
+
     Raises:
-        UserError: if matplotlib is missing or the folder cannot be written.
+        UserError: if the folder cannot be written.
     """
     written: list[Path] = []
     sections = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, variants in experiments.items():
-            drawn = [(picture, _save(picture, folder, written)) for picture in pictures(name, variants)]
+            found = pictures(name, variants) if find_spec("matplotlib") is not None else ()
+            drawn = [(picture, _save(picture, folder, written)) for picture in found]
             tables = [table for table in (accuracy_table(variants), angle_table(variants)) if table[1:]]
-            sections.append({"name": name, "tables": tables, "drawn": drawn})
+            said = [note for variant in variants.values() for note in notes(variant)]
+            sections.append({"name": name, "tables": tables, "drawn": drawn, "notes": said})
         for template in ("report.md", "index.html"):
             text = _templates().get_template(f"{template}.j2").render(sections=sections)
             written.append(folder / template)

@@ -252,7 +252,9 @@ def _by_option(
     for variant in variants.values():
         value = variant.recipe.convert.options.get(option, default)
         if value is not None and variant.recipe.convert.rule != "bp":
-            points.setdefault(variant.recipe.convert.rule, {})[float(value)] = variant
+            # Recipes that differ in something else as well are a line of their own.
+            others = [d for d in variant.differences.split(", ") if d and not d.startswith(f"{option}=")]
+            points.setdefault(" ".join([variant.recipe.convert.rule, *others]), {})[float(value)] = variant
     return {rule: dict(sorted(by_value.items())) for rule, by_value in points.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -63,7 +63,7 @@ def angle_table(variants: Mapping[str, Variant]) -> list[Sequence[str]]:
             ]
             table.append(
                 (
-                    variant.recipe.name,
+                    variant.title,
                     " ".join(f"{mean:.1f}" for mean, _ in angles.values()),
                     " ".join(f"{value:.1f}" for value in published[0]),
                     " ".join(f"{mean:.2f}" for mean, _ in ratios.values()),
@@ -101,7 +101,18 @@ def print_results(console: Console, experiments: Mapping[str, Mapping[str, Varia
                 table.add_row(*row)
             console.print(table)
         for variant in variants.values():
-            for run in variant.runs:
-                if not run.finished:
-                    epochs = f"{len(run.records)} of {run.recipe.train.epochs} epochs"
-                    console.print(f"not finished: {run.recipe.name}, seed {run.seed}: {epochs}")
+            for note in notes(variant):
+                console.print(note, markup=False)
+
+
+def notes(variant: Variant) -> Iterator[str]:
+    """Yield what a reader of the table must know of a recipe's runs: missing, short, there twice."""
+    for run in variant.runs:
+        if not run.finished:
+            done = f"{len(run.records)} of {run.recipe.train.epochs} epochs"
+            yield f"not finished: {variant.title}, seed {run.seed}: {done}"
+    epochs, full = variant.recipe.train.epochs, variant.full_length
+    if full and epochs != full:
+        yield f"not compared with the paper: {variant.title} has {epochs} of its {full} epochs"
+    if variant.repeated:
+        yield f"{variant.title}: {variant.repeated} more of seeds that count already"

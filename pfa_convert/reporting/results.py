@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,6 +14,8 @@ from typing import Any
 
 from pfa_convert.errors import UserError
 from pfa_convert.recipe import Recipe, load_recipe
+from pfa_convert.recipe_text import read_mapping
+from pfa_convert.reporting.grouping import differences, place_of, what_counts
 from pfa_convert.training.run_folder import RunFolder
 
 PAPER_SEEDS = 5
@@ -55,30 +57,52 @@ class Run:
 
 @dataclass(frozen=True)
 class Variant:
-    """The runs of one recipe, with different seeds."""
+    """The runs of one recipe, one for each seed.
+
+    Args:
+        runs: by seed.
+        experiment: the table that they belong to, as their recipe records it.
+        variant: the recipe's name there, such as `pfa` or `pfa-0.3`.
+        differences: what sets it apart from other recipes of that name, such as `epochs=5`.
+        repeated: further runs of the same recipe and seed, which do not count.
+    """
 
     runs: tuple[Run, ...]
+    experiment: str
+    variant: str
+    differences: str = ""
+    repeated: int = 0
 
     @property
     def recipe(self) -> Recipe:
         """The recipe of all these runs."""
         return self.runs[0].recipe
 
-    @cached_property
-    def experiment(self) -> str:
-        """The recipe's name up to its rule: `mnist-mlp` of `mnist-mlp-pfa`."""
-        return self.recipe.name.partition(f"-{self.recipe.convert.rule}")[0]
-
     @property
     def label(self) -> str:
-        """The rest of the recipe's name: `pfa`, `pfa-0.3`."""
-        return self.recipe.name.removeprefix(self.experiment).lstrip("-") or self.recipe.convert.rule
+        """The variant, with what sets it apart from others of its name."""
+        return f"{self.variant} ({self.differences})" if self.differences else self.variant
+
+    @property
+    def title(self) -> str:
+        """The recipe's name, with what sets it apart."""
+        return f"{self.recipe.name} ({self.differences})" if self.differences else self.recipe.name
+
+    @property
+    def published(self) -> Mapping[str, Any]:
+        """What the paper's figures show of this variant, whatever its length here; empty without."""
+        found: Mapping[str, Any] = paper().get(self.experiment, {}).get(self.variant, {})
+        return found
+
+    @property
+    def full_length(self) -> int | None:
+        """The epochs of the paper's runs, where it has this variant."""
+        return self.published["final_epoch"] + 1 if self.published else None
 
     @property
     def paper(self) -> Mapping[str, Any]:
-        """What the paper's figures show of this variant; empty if they do not have it."""
-        found: Mapping[str, Any] = paper().get(self.experiment, {}).get(self.label, {})
-        return found
+        """The same for runs of the paper's length; shorter ones are not compared."""
+        return self.published if self.full_length == self.recipe.train.epochs else {}
 
     @property
     def finished(self) -> list[Run]:
@@ -105,10 +129,16 @@ class Row:
     `gap` is the mean difference to the experiment's `bp` over the runs of the same seed, `gap_error` the
     standard error of that mean; where no seed is the same, `gap` is the difference of the means.
 
+    `epochs` is the length of the runs, `of_epochs` that of the paper's, if it has this recipe; only runs of
+    the same length are compared. `repeated` further runs had a seed that counts already.
+
     `within_noise` says whether the difference is below twice its standard error, where that is known.
     """
 
     recipe: str
+    epochs: int
+    of_epochs: int | None
+    repeated: int
     seeds: int
     mean: float
     std: float
@@ -142,7 +172,7 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
     Raises:
         UserError: if a folder holds no run.
     """
-    found: dict[str, list[Run]] = {}
+    found: list[tuple[RunFolder, Run]] = []
     for path in paths:
         folders = sorted(
             file.parent for file in path.rglob("recipe.yaml") if (file.parent / "log.jsonl").exists()
@@ -153,13 +183,26 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
             untrained, *records = _from_epoch_0(folder.records())
             run = Run(load_recipe(folder.recipe), folder.seed, tuple(records), untrained)
             if run.records:
-                found.setdefault(run.recipe.name, []).append(run)
+                found.append((folder, run))
     experiments: dict[str, dict[str, Variant]] = {}
-    for runs in found.values():
-        variant = Variant(tuple(sorted(runs, key=lambda run: run.seed)))
+    for variant in _variants(found):
         experiments.setdefault(variant.experiment, {})[variant.label] = variant
     experiments = _with_backpropagation(experiments)
     return {name: _in_order(variants) for name, variants in sorted(experiments.items())}
+
+
+def _variants(found: Iterable[tuple[RunFolder, Run]]) -> Iterator[Variant]:
+    """Yield the runs of each recipe; a seed that was run twice counts once, by its longest run."""
+    places: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    for folder, run in found:
+        place, content = place_of(read_mapping(folder.recipe)), what_counts(run.recipe.to_dict())
+        places.setdefault(place, {}).setdefault(json.dumps(content, sort_keys=True), []).append(run)
+    for (experiment, variant), groups in places.items():
+        apart = differences([json.loads(content) for content in groups])
+        for runs, difference in zip(groups.values(), apart, strict=True):
+            longest = {run.seed: run for run in sorted(runs, key=lambda run: len(run.records))}
+            chosen = tuple(longest[seed] for seed in sorted(longest))
+            yield Variant(chosen, experiment, variant, difference, len(runs) - len(chosen))
 
 
 def _with_backpropagation(experiments: dict[str, dict[str, Variant]]) -> dict[str, dict[str, Variant]]:
@@ -168,10 +211,6 @@ def _with_backpropagation(experiments: dict[str, dict[str, Variant]]) -> dict[st
     One that has nothing but the runs it lent is not an experiment of its own.
     """
 
-    def task(variant: Variant) -> tuple[Any, ...]:
-        recipe = variant.recipe
-        return recipe.model, recipe.init, recipe.data, recipe.train.epochs
-
     offered = [(name, v["bp"]) for name, v in experiments.items() if "bp" in v]
     lent, found = set(), {}
     for name, variants in experiments.items():
@@ -179,11 +218,16 @@ def _with_backpropagation(experiments: dict[str, dict[str, Variant]]) -> dict[st
         if "bp" in variants:
             continue
         for lender, bp in offered:
-            if all(task(bp) == task(variant) for variant in variants.values()):
+            if all(_task(bp) == _task(variant) for variant in variants.values()):
                 found[name]["bp"] = bp
                 lent.add(lender)
                 break
     return {name: v for name, v in found.items() if name not in lent or set(v) != {"bp"}}
+
+
+def _task(variant: Variant) -> tuple[Any, ...]:
+    recipe = variant.recipe
+    return recipe.model, recipe.init, recipe.data, recipe.train.epochs
 
 
 def _from_epoch_0(records: list[dict[str, Any]]) -> list[Any]:
@@ -194,8 +238,18 @@ def _from_epoch_0(records: list[dict[str, Any]]) -> list[Any]:
 def rows(variants: Mapping[str, Variant]) -> list[Row]:
     """Return the table of one experiment: the variants with a finished run."""
     done = {label: variant for label, variant in variants.items() if variant.finished}
-    published = {label: variant.paper.get("final_mean") for label, variant in done.items()}
-    return [_row(variant, _gap(variant, done.get("bp")), published.get("bp")) for variant in done.values()]
+    table = []
+    for variant in done.values():
+        bp = _backpropagation(variant, done.values())
+        table.append(_row(variant, _gap(variant, bp), None if bp is None else bp.paper.get("final_mean")))
+    return table
+
+
+def _backpropagation(variant: Variant, among: Iterable[Variant]) -> Variant | None:
+    """Return the `bp` to compare with: the only one, or of several that of the same task and length."""
+    found = [other for other in among if other.variant == "bp"]
+    same = [other for other in found if _task(other) == _task(variant)]
+    return found[0] if len(found) == 1 else next(iter(same), None)
 
 
 def _gap(variant: Variant, bp: Variant | None) -> tuple[float | None, float | None]:
@@ -221,7 +275,10 @@ def _row(variant: Variant, gap: tuple[float | None, float | None], paper_bp: flo
         error = (paper_std**2 / PAPER_SEEDS + std**2 / len(accuracies)) ** 0.5
         within = abs(difference) <= 2 * error
     return Row(
-        recipe=variant.recipe.name,
+        recipe=variant.title,
+        epochs=variant.recipe.train.epochs,
+        of_epochs=variant.full_length,
+        repeated=variant.repeated,
         seeds=len(accuracies),
         mean=mean,
         std=std,

@@ -55,5 +55,6 @@ class ProgressWatcher(Watcher):
         )
 
     def stop(self) -> None:
-        """End the bar."""
-        self._progress.stop()
+        """End the bar, if it has begun."""
+        if self._progress.live.is_started:
+            self._progress.stop()

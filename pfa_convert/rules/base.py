@@ -125,6 +125,8 @@ def make_rule(name: str, options: Mapping[str, Any] | None = None, where: str | 
     options = dict(options or {})
     rule_class = RULES[name]
     where = where or f"rule {name!r}"
+    if not (isinstance(rule_class, type) and issubclass(rule_class, Rule)):
+        raise UserError("is not a class that inherits from pfa_convert.rules.Rule", where=where)
     try:
         rule = rule_class(**options)
     except ValidationError as error:

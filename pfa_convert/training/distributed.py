@@ -14,6 +14,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from pfa_convert.data.base import Share
+from pfa_convert.devices import usable_device
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def join(device: str | torch.device | None) -> Iterator[Processes]:
     The device is a GPU if there is one: the one of this process's local rank.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = usable_device(device)
     if world == 1 or "RANK" not in os.environ:
         yield Processes(Share(), chosen)
         return

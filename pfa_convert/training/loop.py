@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from pfa_convert.alignment import alignment
 from pfa_convert.data import load_data
 from pfa_convert.errors import UserError
+from pfa_convert.inspection import inspect
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.diagnosis import first_not_finite
 from pfa_convert.training.distributed import join
@@ -25,6 +27,7 @@ from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.training.session import Session, determinism
 from pfa_convert.training.stopping import Stopped, StopRequest
 from pfa_convert.training.tensorboard import TensorBoard
+from pfa_convert.training.threads import suitable_threads, using_threads
 from pfa_convert.training.watcher import Watcher
 
 
@@ -44,6 +47,8 @@ class RunResult:
     norm_ratio: dict[str, float]
     seconds: float
     folder: str
+    start_left: dict[str, float] = field(default_factory=dict)
+    """By site, the share of a plastic `F` that is what it began with."""
 
 
 def train(
@@ -53,6 +58,8 @@ def train(
     output: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
     device: str | torch.device | None = None,
     watcher: Watcher | None = None,
 ) -> RunResult:
@@ -63,22 +70,26 @@ def train(
         data_root: the folder with the data; the recipe's by default.
         output: the run's folder; `runs/NAME/seed-N` by default.
         seed: decides weights, feedback weights and the order of images; the recipe's first by default.
-        resume: continue from the folder's last checkpoint, or return the result of a finished run.
+        resume: continue from the folder's last checkpoint, or return the result of a finished run; a
+            larger `train.epochs` extends one.
+        overwrite: replace the run that the folder holds.
+        threads: of the CPU; by default as many as batches of this size can use.
         device: where to train; a GPU if there is one.
         watcher: told of the progress.
 
     Raises:
         UserError: for a mistake in recipe, data or folder, or when the loss is no longer finite.
-        Stopped: after SIGTERM, once everything is saved; `resume` continues bit for bit.
+        Stopped: after Ctrl-C or SIGTERM, once everything is saved; `resume` continues bit for bit.
     """
     seed = recipe.train.seeds[0] if seed is None else seed
     folder = RunFolder(Path(output) if output else Path("runs") / recipe.name / f"seed-{seed}")
-    resuming = resume and folder.recipe.exists()
-    if resuming:
-        folder.check_same(recipe, seed)
-        if folder.result.exists():
-            return RunResult(**json.loads(folder.result.read_text()))
-    with join(device) as processes, determinism(recipe.train.deterministic), StopRequest() as stop:
+    resuming = folder.to_be_continued(recipe, seed, resume=resume, overwrite=overwrite)
+    if resuming and folder.is_finished(recipe):
+        return RunResult(**json.loads(folder.result.read_text()))
+    with ExitStack() as stack:
+        processes = stack.enter_context(join(device))
+        stack.enter_context(determinism(recipe.train.deterministic))
+        stop = stack.enter_context(StopRequest())
         section = recipe.data
         with processes.main_first():
             data = load_data(
@@ -90,15 +101,22 @@ def train(
                 options=section.options,
             )
         session = Session(recipe, seed, data, processes)
+        watcher = watcher if watcher and processes.main else Watcher()
+        most = torch.get_num_threads()
+        enough = threads or suitable_threads(session.model, data.image_shape, section.batch_size, most)
+        if enough < most and threads is None:
+            watcher.note(f"threads: {enough} of {most}, since the batches are small; --threads sets them")
+        stack.enter_context(using_threads(enough))
         continuing = resuming and folder.last.exists()
         processes.wait()
         if continuing:
             session.load(folder.last)
+            if processes.main:
+                folder.extend(recipe)
         else:
             if processes.main:
                 folder.start(recipe, environment(seed, data.folder, processes.device))
             session.save(folder.last)
-        watcher = watcher if watcher and processes.main else Watcher()
         if recipe.train.compile and not session.compiled:
             watcher.note("no C++ compiler found (CXX names one): the model runs uncompiled")
         if not continuing and (left := session.start_left()) is not None:
@@ -182,7 +200,8 @@ def _fit(session: Session, folder: RunFolder, epoch: int, stop: StopRequest, wat
         session.progress.seconds += time.perf_counter() - started
         session.save(folder.last)
         raise Stopped(
-            f"stopped by SIGTERM in epoch {epoch}; continue with --resume", where=session.recipe.name
+            f"stopped by {stop.by or 'another process'} in epoch {epoch}; continue with --resume",
+            where=session.recipe.name,
         )
     if not math.isfinite(fitted.loss):
         culprit = first_not_finite(session, folder.last, epoch)
@@ -215,6 +234,11 @@ def _finish(session: Session, folder: RunFolder) -> RunResult:
         norm_ratio={site: value["norm_ratio"] for site, value in angles.items()},
         seconds=round(progress.seconds, 2),
         folder=str(folder.path),
+        start_left={
+            site: found.share_of_start
+            for site, found in inspect(session.model).items()
+            if not math.isnan(found.share_of_start)
+        },
     )
     if session.processes.main:
         folder.finish(asdict(result))

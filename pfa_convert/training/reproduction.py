@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from pfa_convert.errors import UserError
-from pfa_convert.recipe import load_recipe
+from pfa_convert.recipe import Recipe, load_recipe
 from pfa_convert.recipe_files import TABLES, RecipeFile, find_recipe
 from pfa_convert.training.run_folder import RunFolder
 
@@ -26,6 +26,7 @@ class PlannedRun:
     recipe: str
     seed: int
     folder: Path
+    loaded: Recipe = field(compare=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -71,7 +72,7 @@ def plan(
             folder = RunFolder(output / recipe.name / f"seed-{seed}")
             if folder.recipe.exists():
                 folder.check_same(recipe, seed)
-            runs.append(PlannedRun(recipe_source, seed, folder.path))
+            runs.append(PlannedRun(recipe_source, seed, folder.path, recipe))
     return sorted(runs, key=lambda run: run.seed)
 
 
@@ -96,7 +97,7 @@ def reproduce(
     data_root: Path | None = None,
     settings: Sequence[str] = (),
     device: str | None = None,
-) -> Iterator[Ended]:
+) -> Generator[Ended, None, None]:
     """Run what is not finished, `jobs` processes at a time, and yield each run as it ends.
 
     A run that was begun is continued. One that fails stops no other. If the iterator is closed early, the
@@ -112,14 +113,14 @@ def reproduce(
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.popleft()
-                if RunFolder(run.folder).result.exists():
+                if RunFolder(run.folder).is_finished(run.loaded):
                     yield Ended(run)
                     continue
                 running[_start(run, jobs, data_root, settings, devices[started % len(devices)])] = run
                 started += 1
             for process in [process for process in running if process.poll() is not None]:
                 run = running.pop(process)
-                yield Ended(run, _last_words(run, process.returncode) if process.returncode else None)
+                yield Ended(run, last_words(run, process.returncode) if process.returncode else None)
             time.sleep(0.1)
     finally:
         for process in running:
@@ -128,23 +129,30 @@ def reproduce(
             process.wait()
 
 
+def arguments(
+    run: PlannedRun, data_root: Path | None, settings: Sequence[str], device: str | None
+) -> list[str]:
+    """Return the arguments of the command line that does a run, or goes on with it."""
+    found = ["train", run.recipe, "--resume", "--seed", str(run.seed), "--output", str(run.folder)]
+    found += ["--data", str(data_root)] if data_root else []
+    found += ["--device", device] if device else []
+    for setting in settings:
+        found += ["--set", setting]
+    return found
+
+
 def _start(
     run: PlannedRun, jobs: int, data_root: Path | None, settings: Sequence[str], device: str | None
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pfa_convert", "train", run.recipe, "--resume"]
-    command += ["--seed", str(run.seed), "--output", str(run.folder)]
-    command += ["--data", str(data_root)] if data_root else []
-    command += ["--device", device] if device else []
-    for setting in settings:
-        command += ["--set", setting]
+    command = [sys.executable, "-m", "pfa_convert", *arguments(run, data_root, settings, device)]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        with _transcript(run).open("ab") as transcript:
+        with transcript(run).open("ab") as said:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=transcript,
+                stdout=said,
                 stderr=subprocess.STDOUT,
                 env={"OMP_NUM_THREADS": threads, **os.environ},
             )
@@ -152,13 +160,14 @@ def _start(
         raise UserError(f"cannot write the run: {error.strerror}", where=str(run.folder)) from None
 
 
-def _transcript(run: PlannedRun) -> Path:
+def transcript(run: PlannedRun) -> Path:
+    """Return the file with all that a run has printed."""
     return run.folder / "output.txt"
 
 
-def _last_words(run: PlannedRun, code: int) -> str:
+def last_words(run: PlannedRun, code: int) -> str:
     """Return the last line that a run printed, or its exit code."""
-    lines = _transcript(run).read_text(errors="replace").split("\n")
+    lines = transcript(run).read_text(errors="replace").split("\n")
     said = next((line.strip() for line in reversed(lines) if line.strip()), "")
     ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return f"{ended}: {said}" if said else ended

@@ -13,7 +13,8 @@ from pfa_convert.data import load_data
 from pfa_convert.data.base import Share
 from pfa_convert.errors import UserError
 from pfa_convert.models import build
-from pfa_convert.recipe import OptimizerSection, Recipe, optimizer_class
+from pfa_convert.recipe import OptimizerSection, Recipe
+from pfa_convert.recipe_check import optimizer_class
 
 
 def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
@@ -56,7 +57,7 @@ def make_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.O
         UserError: for an unknown name, or an argument that the optimizer does not take.
     """
     where = "train.optimizer"
-    chosen = optimizer_class(section, where)
+    chosen = optimizer_class(section)
     try:
         optimizer: torch.optim.Optimizer = chosen(model.parameters(), **section.arguments)
     except (TypeError, ValueError) as error:

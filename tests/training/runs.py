@@ -1,12 +1,17 @@
 """Runs in processes of their own, and what they leave behind."""
 
+import contextlib
+import io
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
+
+from pfa_convert.cli import main
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -17,6 +22,26 @@ def command(*arguments):
 
 def run(*arguments):
     return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@dataclass(frozen=True)
+class Called:
+    code: int
+    printed: str
+    errors: str
+
+
+def call(*arguments):
+    """The command line in this process, which need not import PyTorch again."""
+    printed, errors, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["pfa-convert", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+            main()
+    except SystemExit as ended:
+        return Called(ended.code, printed.getvalue(), errors.getvalue())
+    finally:
+        sys.argv = before
 
 
 def start(*arguments):

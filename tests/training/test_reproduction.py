@@ -129,4 +129,4 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_runs(tmp_path):
     runs = plan("digits-mlp-bp", tmp_path, {}, seeds=[0], settings=SHORT)
     assert [end.failure for end in reproduce(runs, jobs=1, settings=SHORT)] == [None]
     with pytest.raises(UserError, match="holds a run of another recipe"):
-        plan("digits-mlp", tmp_path, {}, settings=["train.epochs=3"])
+        plan("digits-mlp", tmp_path, {}, settings=["train.optimizer.lr=3"])

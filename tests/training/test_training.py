@@ -224,7 +224,7 @@ def test_other_optimizers_train_with_the_fused_strategy(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.optimizer.name=adamw", "AdamW takes no 'momentum'"),
+        ("train.optimizer.momentun=0.5", "SGD takes no 'momentun'; did you mean 'momentum'"),
         ("train.optimizer.name=sgdd", "did you mean 'sgd'"),
         ("data.dataset=mnits", "did you mean 'mnist'"),
         ("data.validation=5000", "leaves none"),
