@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.feedback.uncoupled import UncoupledWatch
 from pfa_convert.feedback.weight import FEEDBACK_ATTRIBUTE, FeedbackWeight
 from pfa_convert.graph.discover import NOT_REACHED, Discovery, discover
 from pfa_convert.graph.example import Example, add_sites, discover_by_example, from_plain, to_plain
@@ -30,7 +28,7 @@ from pfa_convert.graph.root import make_root, refuse_converted
 from pfa_convert.graph.sites import Site, Unconverted, feedback_path
 from pfa_convert.graph.subclass import give_method
 from pfa_convert.graph.trace import is_weight
-from pfa_convert.rules.base import Draw
+from pfa_convert.rules.draw import Draw
 from pfa_convert.seeds import derived_seed
 
 
@@ -154,25 +152,18 @@ def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) 
     A weight that is used or named more than once gets one state, drawn for its first name.
     """
     added: dict[str, int] = {}
-    first_uses: dict[Tensor, tuple[Decision, Pathway]] = {}
+    first_uses: dict[nn.Parameter, Decision] = {}
     for decision in decisions:
         added[decision.site.weight] = 0
-        pathway = decision.rule.pathway(decision.site.layout)
-        if pathway is not None:
-            first_uses.setdefault(model.get_parameter(decision.site.weight), (decision, pathway))
+        first_uses.setdefault(model.get_parameter(decision.site.weight), decision)
 
-    def draw(weight: Tensor) -> FeedbackWeight:
-        decision, pathway = first_uses[weight]
-        site, rule = decision.site, decision.rule
-        state = rule.initial_state(site.layout, Draw(derived_seed(seed, site.weight), weight))
-        parameter = site.weight.removeprefix(f"{feedback_path(site.weight)[0]}.")
-        return FeedbackWeight(pathway, state, parameter, rule.kept_strategy)
-
-    largest_first = sorted(first_uses, key=lambda weight: -weight.shape[0] * weight.numel())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        attached = dict(zip(largest_first, pool.map(draw, largest_first), strict=True))
-    for weight, (decision, _) in first_uses.items():
-        added[decision.site.weight] = sum(tensor.numel() for tensor in attached[weight].state())
+    watch, attached = UncoupledWatch(), {}
+    for weight, decision in first_uses.items():
+        feedback = draw_feedback(decision, weight, seed)
+        if feedback is not None:
+            attached[weight] = feedback
+            added[decision.site.weight] = feedback.elements
+            watch.over(weight, feedback)
     for decision in decisions:
         feedback = attached.get(model.get_parameter(decision.site.weight))
         if feedback is not None:
@@ -180,6 +171,23 @@ def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) 
             module = model.get_submodule(holder)
             module.add_module(name, feedback.train(module.training))
     return added
+
+
+@torch.no_grad()
+def draw_feedback(decision: Decision, weight: Tensor, seed: int) -> FeedbackWeight | None:
+    """Return the feedback state of a weight; None where the rule leaves the plain operation alone.
+
+    Raises:
+        UserError: for a complex weight, which the feedback weights' laws do not know.
+    """
+    site, rule = decision.site, decision.rule
+    if weight.is_complex() and rule.pathway(site.layout) is not None:
+        raise UserError(f"{site.weight} is complex: give it the rule 'bp'")
+    started = rule.start(site.layout, weight, Draw(derived_seed(seed, site.weight), weight))
+    if started is None:
+        return None
+    parameter = site.weight.removeprefix(f"{feedback_path(site.weight)[0]}.")
+    return FeedbackWeight(*started, rule.choice, parameter, weight.requires_grad)
 
 
 def reinitialise(model: nn.Module, decisions: Iterable[Decision], how: str, seed: int) -> None:
@@ -251,7 +259,7 @@ def _site_report(decision: Decision, added: Mapping[str, int]) -> SiteReport:
         weight_shape=site.weight_shape,
         rule=rule.name,
         options=rule.model_dump(exclude={"strategy"}),
-        strategy=rule.strategy or rule.strategies[0],
+        strategy=str(rule.choice.strategy),
         reason=decision.reason,
         feedback_elements=added[site.weight],
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pfa_convert.alignment import angle, feedback_of
 from pfa_convert.convert import convert
 from pfa_convert.errors import UserError
-from pfa_convert.inspection import eigenvalues_of_mixing
+from pfa_convert.inspection import eigenvalues_of_gram
 from pfa_convert.seeds import derived_seed
 
 EXPANSIONS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100)
@@ -60,18 +60,18 @@ def draw_expansion(expansion: float, *, outputs: int, inputs: int, draws: int, s
         layer = convert(
             nn.Sequential(nn.Linear(inputs, outputs, bias=False)),
             "pfa",
-            options={"expansion": expansion},
+            options={"expansion": expansion, "law": "uniform"},
             seed=derived_seed(seed, f"expansion {expansion:g}, draw {draw}"),
             inplace=True,
             reinit="xavier_uniform",
         )
         feedback = feedback_of(layer, "0.weight")
         assert feedback is not None
-        G = feedback.pathway.mixing(*feedback.state())
+        G = feedback.pathway.gram(feedback.named_state())
         assert G is not None
         W = layer[0].weight
         angles.append(angle(G[0].to(W.dtype) @ W, W))
-        eigenvalues.extend(eigenvalues_of_mixing(feedback))
+        eigenvalues.extend(eigenvalues_of_gram(feedback))
     return Draws(expansion, tuple(angles), tuple(sorted(eigenvalues)))
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pfa_convert.alignment import alignment, feedback_of, gradient_angles, report_of
-from pfa_convert.feedback.collapsed import CollapsedPathway
 from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.rules.base import RULES
 from pfa_convert.symmetry import symmetry
@@ -55,9 +54,8 @@ def inspect(
 ) -> dict[str, SiteInspection]:
     """Return `{site: SiteInspection}`; with a loss and a batch, the gradients' angles too.
 
-    The cost is that of about two steps of backpropagation on the batch, and of none without one. While a
-    product rule is not coupled, each `F = B R` comes on top, which is more than that for a small batch. The
-    model is left as it was.
+    The cost is that of about two steps of backpropagation on the batch, and of none without one. The model
+    is left as it was.
 
     Raises:
         UserError: if the model is not a converted one.
@@ -73,7 +71,7 @@ def inspect(
             **aligned.get(site.name, {}),
             gradient_angle_deg=gradients.get(site.name, math.nan),
             share_of_start=math.nan if feedback is None else share_of_start(feedback, W),
-            eigenvalues=() if feedback is None else eigenvalues_of_mixing(feedback),
+            eigenvalues=() if feedback is None else eigenvalues_of_gram(feedback),
             **asdict(symmetry(feedback, W, RULES[site.rule].two_steps)),
         )
     return found
@@ -82,20 +80,15 @@ def inspect(
 @torch.no_grad()
 def share_of_start(feedback: FeedbackWeight, W: Tensor) -> float:
     """Return `|F - T(W)| / |F|`, where `T(W)` is what a plastic `F` comes to; nan for any other."""
-    pathway, state = feedback.pathway, feedback.state()
-    F = pathway.feedback_weight(W, *state)
-    if pathway.plastic:
-        pathway, state = pathway.collapse(W, *state)
-    if not isinstance(pathway, CollapsedPathway) or not F.norm():
-        return math.nan
-    _, _, *fixed = state
-    return ((F - pathway.transport(W, *fixed)).norm() / F.norm()).item()
+    pathway, state = feedback.pathway, feedback.named_state()
+    F, T = pathway.feedback_weight(W, state), pathway.transport(W, state)
+    return math.nan if T is None or not F.norm() else ((F - T).norm() / F.norm()).item()
 
 
 @torch.no_grad()
-def eigenvalues_of_mixing(feedback: FeedbackWeight) -> tuple[float, ...]:
+def eigenvalues_of_gram(feedback: FeedbackWeight) -> tuple[float, ...]:
     """Return the eigenvalues of `G = B B^T`, ascending; of no rule but the product rules."""
-    G = feedback.pathway.mixing(*feedback.state())
+    G = feedback.pathway.gram(feedback.named_state())
     if G is None:
         return ()
     return tuple(torch.linalg.eigvalsh(G.double()).flatten().sort().values.tolist())

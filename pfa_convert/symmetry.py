@@ -52,8 +52,8 @@ def symmetry(feedback: FeedbackWeight | None, W: Tensor, two_steps: bool) -> Sym
     correlation = torch.corrcoef(torch.stack([F.double().flatten(), W.double().flatten()]))[0, 1].item()
     if not two_steps:
         return Symmetry(correlation, (F != 0).double().mean().item(), closest(F, W, layout), among)
-    state = dict(zip(feedback.pathway.names, feedback.state(), strict=True))
-    return Symmetry(correlation, 0.0, closest(state["R"], W, layout) if "R" in state else math.nan, among)
+    R = dict(zip(feedback.pathway.names, feedback.state(), strict=True)).get("R")
+    return Symmetry(correlation, 0.0, math.nan if R is None else closest(R, W, layout), among)
 
 
 def closest(backward: Tensor, W: Tensor, layout: WeightLayout) -> float:

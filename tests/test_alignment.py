@@ -102,7 +102,9 @@ def test_backpropagation_has_no_gradient_angle_and_nothing_is_left_behind():
 def test_both_gradients_see_the_same_dropout_and_batch_statistics():
     torch.manual_seed(0)
     model = convert(
-        nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20), nn.Dropout(0.5), nn.Linear(20, 4)), "kp"
+        nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20), nn.Dropout(0.5), nn.Linear(20, 4)),
+        "kp",
+        options={"strategy": "fused"},
     )
     with torch.no_grad():
         model[3].feedback_of_weight.F.copy_(model[3].weight)

@@ -36,7 +36,7 @@ def trained(model, x, targets, coupled=True):
 
 
 def test_the_eigenvalues_are_those_of_B_times_its_transpose():
-    model, *_ = problem("pfa", expansion=3)
+    model, *_ = problem("pfa", expansion=3, strategy="fused")
     B = model[0].feedback_of_weight.B
     expected = torch.cat([torch.linalg.svdvals(block) ** 2 for block in B]).sort().values
     ours = torch.tensor(inspect(model)["0"].eigenvalues, dtype=torch.float64)
@@ -47,7 +47,8 @@ def test_the_eigenvalues_are_those_of_B_times_its_transpose():
     "options", [{"expansion": 3}, {"expansion": 1}, {"expansion": 3, "feedback_density": 0.5}]
 )
 def test_the_coupled_form_has_the_same_figures(options):
-    found = [inspect(trained(*problem("pfa", **options), coupled=coupled)) for coupled in (False, True)]
+    options["law"] = "uniform"
+    found = [inspect(trained(*problem("pfa", strategy=s, **options))) for s in ("fused", "collapsed")]
     for name in ("0", "3"):
         plastic, collapsed = (figures[name] for figures in found)
         assert collapsed.angle_deg == pytest.approx(plastic.angle_deg, abs=1e-6)
@@ -57,8 +58,9 @@ def test_the_coupled_form_has_the_same_figures(options):
 
 @pytest.mark.parametrize("coupled", [False, True])
 def test_the_share_of_the_start_decays_by_the_optimizers_own_factor(coupled):
-    model, x, targets = problem("kp")
-    W, F = model[0].weight.detach().clone(), model[0].feedback_of_weight.F.detach().clone()
+    model, x, targets = problem("kp", strategy="collapsed" if coupled else "fused")
+    W, feedback = model[0].weight.detach().clone(), model[0].feedback_of_weight
+    F = feedback.feedback_weight(W).clone()
     trained(model, x, targets, coupled)
     left = (1 - 0.05 * 0.1) ** 20 * (F - W).norm()
     now = model[0].feedback_of_weight.feedback_weight(model[0].weight).norm()

@@ -89,7 +89,8 @@ def test_the_files_that_extend_say_last_what_holds_for_all_their_variants():
     assert load_recipe("cifar10-resnet20-pfa").expect.mean == 90.7
     assert load_recipe("cifar10-resnet20-short-pfa").expect is None
     sparse = load_recipe("mnist-sparse-pfa-0.3").convert
-    assert (sparse.rule, sparse.options) == ("pfa", {"expansion": 10, "feedback_density": 0.3})
+    options = {"expansion": 10, "law": "uniform", "feedback_density": 0.3}
+    assert (sparse.rule, sparse.options) == ("pfa", options)
 
 
 def test_a_recipe_extends_another_and_settings_come_last(tmp_path):

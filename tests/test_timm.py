@@ -64,7 +64,7 @@ def test_a_coupled_model_keeps_its_coupled_state_when_the_classifier_is_new():
     first = model.conv1.feedback_of_weight
     model.reset_classifier(3)
     assert model.conv1.feedback_of_weight is first
-    assert model.fc.feedback_of_weight.pathway.plastic
+    assert not model.fc.feedback_of_weight.coupled
 
 
 def test_a_model_without_a_classifier():

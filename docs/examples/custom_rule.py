@@ -24,7 +24,7 @@ class Rounded(Rule):
 class RoundedPathway(Pathway):
     step: float = 0.1
 
-    def feedback_weight(self, W):
+    def feedback_weight(self, W, state):
         return (W / self.step).round() * self.step
 
 

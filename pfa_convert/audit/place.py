@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from pfa_convert.audit.data import Data, Origins, memory_of
 from pfa_convert.feedback.direct import DirectPass
 from pfa_convert.feedback.graft import graft
-from pfa_convert.feedback.primitive import FeedbackPass, apply_feedback
+from pfa_convert.feedback.pathway import FeedbackPass
+from pfa_convert.feedback.primitive import apply_feedback
 
 FEEDBACK, PLAIN, WITHOUT_GRADIENT, INPUT, TWIN = "feedback", "plain", "no gradient", "input", "twin"
 """How an operation uses a learned operand.

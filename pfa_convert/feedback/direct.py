@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pfa_convert.errors import UserError
+from pfa_convert.feedback.guards import no_view, prepared, refuse_second_derivative
 from pfa_convert.feedback.operations import Operation
-from pfa_convert.feedback.pathway import Pathway, State
-from pfa_convert.feedback.primitive import no_view, prepared, refuse_second_derivative
+from pfa_convert.feedback.pathway import Pathway, Tensors
 
 
 class OutputErrors:
@@ -80,29 +80,35 @@ class OutputTap(torch.autograd.Function):
         return tuple(errors[0] if needed else None for needed in ctx.needs_input_grad)
 
 
+class DirectState(NamedTuple):
+    """`F` has as many outputs as the model, whatever the layer has."""
+
+    F: Tensor
+
+
 @dataclass(frozen=True)
-class DirectPathway(Pathway):
+class DirectPathway(Pathway[DirectState]):
     """A feedback weight from the model's output to the layer's input: `(N_e, N_in)` or `(N_e, N_in, *k)`.
 
     A transposed convolution's is `(N_in, N_e, *k)`. The convolution's groups do not divide it.
     """
 
-    names = ("F",)
+    state_type: ClassVar[Any] = DirectState
     follows_weight: ClassVar[bool] = False
     errors: OutputErrors = field(default_factory=OutputErrors, compare=False)
 
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+    def feedback_weight(self, W: Tensor, state: DirectState) -> Tensor:
         """Return `F`."""
-        return state[0]
+        return state.F
 
     def sharing(self, errors: OutputErrors) -> DirectPathway:
         """Return the same pathway, fed by these errors."""
         return replace(self, errors=errors)
 
-    def apply(self, operation: Operation, x: Tensor, W: Tensor, b: Tensor | None, state: State) -> Tensor:
+    def apply(self, operation: Operation, x: Tensor, W: Tensor, b: Tensor | None, state: Tensors) -> Tensor:
         """Return the operation's output and leave a signal."""
         x, W, b = prepared(x, W, b)
-        (F,) = state
+        F = self.state_of(state).F
         outputs = F.shape[1] if self.layout.transposed else F.shape[0]
         y, signal = DirectPass.apply(operation, x, W, b, F, (self.errors.batch, outputs))
         self.errors.collect(signal)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfa_convert.feedback.operations import Convolution, Linear, Operation
-from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.feedback.pathway import Pathway, Tensors
 from pfa_convert.feedback.primitive import apply_feedback
 
 _LINEAR = Linear()
@@ -20,10 +20,10 @@ class AnyFeedback(Protocol):
     """A FeedbackWeight, or a feedback weight that is computed already."""
 
     @property
-    def pathway(self) -> Pathway:
+    def pathway(self) -> Pathway[Any]:
         """The way of the error."""
 
-    def state(self) -> tuple[Tensor, ...]:
+    def state(self) -> Tensors:
         """Return the state that the pathway reads."""
 
 

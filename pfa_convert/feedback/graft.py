@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfa_convert.feedback.primitive import refuse_second_derivative, unviewed
+from pfa_convert.feedback.guards import refuse_second_derivative, unviewed
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

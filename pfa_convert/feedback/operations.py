@@ -117,7 +117,7 @@ class Convolution:
         positions = delta.shape[channels + 1 :]
         grouped = delta.reshape(-1, B.shape[0], B.shape[1], positions.numel())
         middle = torch.matmul(B.transpose(1, 2), grouped)
-        return middle.reshape(*delta.shape[:channels], -1, *positions)
+        return middle.reshape(*delta.shape[:channels], B.shape[0] * B.shape[2], *positions)
 
 
 @dataclass  # not frozen, as Convolution

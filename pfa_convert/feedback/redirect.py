@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +174,7 @@ class GivenFeedback:
     F: Tensor
 
     @property
-    def pathway(self) -> Pathway:
+    def pathway(self) -> GivenPathway:
         """The pathway through the given tensor."""
         return GivenPathway(WeightLayout(tuple(self.F.shape)))
 
@@ -183,15 +183,21 @@ class GivenFeedback:
         return (self.F,)
 
 
+class GivenState(NamedTuple):
+    """`F` has the shape of the weight that is applied."""
+
+    F: Tensor
+
+
 @dataclass(frozen=True)
-class GivenPathway(Pathway):
+class GivenPathway(Pathway[GivenState]):
     """A feedback weight computed in the forward pass."""
 
-    names = ("F",)
+    state_type: ClassVar[Any] = GivenState
 
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+    def feedback_weight(self, W: Tensor, state: GivenState) -> Tensor:
         """Return the given tensor."""
-        return state[0]
+        return state.F
 
 
 _MATRIX_PRODUCTS = frozenset(["matmul", "mm", "bmm", "mv", "addmm"])

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.collapsed import CollapsedPathway
-from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.feedback.collapsed import Collapsed
+from pfa_convert.feedback.pathway import Pathway, Tensors
+from pfa_convert.feedback.plastic import PlasticPathway
+from pfa_convert.feedback.strategy import Choice, Strategy
 
 FEEDBACK_ATTRIBUTE = "feedback_of_{parameter}"
 """The submodule that holds a parameter's feedback state, in the module that holds the parameter."""
@@ -21,75 +24,137 @@ FEEDBACK_ATTRIBUTE = "feedback_of_{parameter}"
 class FeedbackWeight(nn.Module):
     """The feedback state of one forward weight, and the pathway that reads it.
 
-    `parameter_name` is the weight's name in the module beside it; `strategy` is set where one was asked
-    for by name; `optimizer` refers to the one that the state is coupled to.
+    `parameter_name` is the weight's name in the module beside it; `choice` is how `F` is computed, and why;
+    `optimizer` refers to the one that the state is coupled to. `as_drawn` holds until a checkpoint is
+    loaded, `initialised` while the state is not the uninitialised memory that `to_empty` leaves.
 
-    Fixed tensors (`B`, masks) are buffers, plastic ones (`R`) Parameters. A plain checkpoint, which has
-    none of them, loads strictly all the same: the state then stays as it is.
+    Fixed tensors (`B`, masks) are buffers, a plastic one (`R`) is a Parameter, which learns if the weight
+    does. A plain checkpoint, which has none of them, loads strictly all the same: the state stays as it is.
     """
 
-    pathway: Pathway
+    pathway: Pathway[Any]
 
     def __init__(
         self,
-        pathway: Pathway,
-        state: Mapping[str, Tensor],
+        pathway: Pathway[Any],
+        state: Any,
+        choice: Choice,
         parameter_name: str = "weight",
-        strategy: str | None = None,
+        learns: bool = True,
     ) -> None:
         super().__init__()
         self.parameter_name = parameter_name
-        self.strategy = strategy
+        self.choice = choice
         self.optimizer: weakref.ref[Optimizer] | None = None
-        self.adopt(pathway, state)
+        self.watch: RemovableHandle | None = None
+        self.as_drawn = self.initialised = True
+        self.adopt(pathway, state, learns)
 
-    def adopt(self, pathway: Pathway, state: Mapping[str, Tensor]) -> None:
-        """Replace pathway and state; the keys of `state` are the pathway's names."""
+    def adopt(self, pathway: Pathway[Any], state: Any, learns: bool = True) -> None:
+        """Replace pathway and state."""
         for name in [*self._parameters, *self._buffers]:
             delattr(self, name)
         self.pathway = pathway
-        for name in pathway.names:
-            if name in pathway.plastic:
-                self.register_parameter(name, nn.Parameter(state[name]))
+        for name, tensor in zip(pathway.names, pathway.tensors_of(state), strict=True):
+            if name == pathway.plastic and tensor is not None:
+                self.register_parameter(name, nn.Parameter(tensor, requires_grad=learns))
             else:
-                self.register_buffer(name, state[name])
+                self.register_buffer(name, tensor)
 
-    def state(self) -> tuple[Tensor, ...]:
-        """Return the state tensors in the pathway's order."""
+    def state(self) -> Tensors:
+        """Return the state's tensors in the pathway's order, as autograd takes them.
+
+        Raises:
+            UserError: if they were never initialised.
+        """
+        if not self.initialised:
+            raise UserError(NEVER_INITIALISED)
         return tuple(getattr(self, name) for name in self.pathway.names)
+
+    def named_state(self) -> Any:
+        """Return the state as the pathway's methods take it."""
+        return self.pathway.state_of(self.state())
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of the state."""
+        return sum(tensor.numel() for tensor in self.state() if tensor is not None)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the state follows an optimizer that still exists."""
+        return self.optimizer is not None and self.optimizer() is not None
 
     @torch.no_grad()
     def feedback_weight(self, W: Tensor) -> Tensor:
         """Return the present `F`, of the shape of `W`."""
-        return self.pathway.feedback_weight(W, *self.state())
+        return self.pathway.feedback_weight(W, self.named_state())
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the optimizer: a copy is not coupled to it."""
-        return {**self.__dict__, "optimizer": None}
+    @torch.no_grad()
+    def collapse(self, W: Tensor) -> None:
+        """Put the closed form in the place of a plastic state, for the present `W`."""
+        assert isinstance(self.pathway, PlasticPathway)
+        self.choice = Choice(Strategy.COLLAPSED)
+        self.adopt(*self.pathway.closed_form(W.detach(), self.named_state()))
+
+    def forget(self) -> None:
+        """Drop `K` of a collapsed state."""
+        assert isinstance(self.pathway, Collapsed)
+        self.adopt(*self.pathway.forget(self.named_state()))
 
     def extra_repr(self) -> str:
         """Show the pathway and its state's shapes."""
-        shapes = ", ".join(f"{name}={tuple(getattr(self, name).shape)}" for name in self.pathway.names)
+        held = {**self._parameters, **self._buffers}
+        shapes = ", ".join(f"{name}={tuple(t.shape)}" for name, t in held.items() if t is not None)
         return f"{type(self.pathway).__name__}, {shapes}"
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to the original alone: its optimizer, and the watch over its weight."""
+        return {**self.__dict__, "optimizer": None, "watch": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FeedbackWeight:
+        were_meta = self._on_meta()
+        super()._apply(fn, recurse)
+        self.initialised = self.initialised and not (were_meta and not self._on_meta())
+        return self
+
+    def _on_meta(self) -> bool:
+        return any(tensor.is_meta for tensor in (*self.parameters(), *self.buffers()))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
         saved = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
         if not saved:
+            assigned = local_metadata.get("assign_to_params_buffers", False)
+            if not self.initialised or (assigned and self._on_meta()):
+                raise UserError(NEVER_INITIALISED, where=prefix.rstrip("."))
             return
-        self._take_form_of(saved)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._take_form_of(saved, prefix)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self.as_drawn, self.initialised = False, True
 
     @torch.no_grad()
-    def _take_form_of(self, saved: Mapping[str, Tensor]) -> None:
+    def _take_form_of(self, saved: Mapping[str, Tensor], prefix: str) -> None:
         """Collapse, or drop what is forgotten, where the saved state is in that form."""
-        pathway, state = self.pathway, self.state()
-        if "forgetting" in saved and "forgetting" not in pathway.names:
-            some_weight = state[0].new_zeros(pathway.layout.shape)
-            pathway, state = pathway.collapse(some_weight, *state)
-        if "K" in saved and saved["K"].numel() == 0 and isinstance(pathway, CollapsedPathway):
-            pathway, state = pathway.forget(*state)
-        if pathway is not self.pathway:
-            self.adopt(pathway, dict(zip(pathway.names, state, strict=True)))
+        collapsed = isinstance(self.pathway, Collapsed)
+        if collapsed and "forgetting" not in saved:
+            raise UserError(
+                "the checkpoint holds a plastic feedback weight, of an earlier version or of the strategy "
+                "'fused': convert with options={'strategy': 'fused'} to load it",
+                where=prefix.rstrip("."),
+            )
+        if "forgetting" in saved and isinstance(self.pathway, PlasticPathway):
+            tensors = (*self.parameters(), *self.buffers())
+            self.collapse(tensors[0].new_zeros(self.pathway.layout.shape))
+        if "K" in saved and saved["K"].numel() == 0 and isinstance(self.pathway, Collapsed):
+            self.forget()
+
+
+NEVER_INITIALISED = (
+    "the feedback state was converted on the meta device and never initialised, and the checkpoint has none: "
+    "convert after to_empty and loading the weights"
+)
 
 
 def feedback_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, FeedbackWeight]]:
@@ -148,4 +213,4 @@ def feedback_phase(model: nn.Module) -> None:
             "no feedback weight of this model learns between the steps; those of wm, ia and sa do"
         )
     for weight, feedback in learning:
-        feedback.pathway.phase(weight, *feedback.state())
+        feedback.pathway.phase(weight, feedback.named_state())

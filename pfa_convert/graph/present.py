@@ -51,13 +51,12 @@ def _present_site(model: nn.Module, site: SiteReport) -> SiteReport | Unconverte
     if parameter is None:
         return _left(model, site, HOOKED)
     weight = holder.get_parameter(parameter)
-    collapsed = "forgetting" in feedback.pathway.names
     return replace(
         site,
         weight=".".join(filter(None, (holder_name, parameter))),
         weight_shape=tuple(weight.shape),
-        strategy="collapsed" if collapsed else site.strategy,
-        feedback_elements=sum(t.numel() for t in feedback.state()) if site.feedback_elements else 0,
+        strategy=str(feedback.choice.strategy),
+        feedback_elements=feedback.elements if site.feedback_elements else 0,
         frozen=not weight.requires_grad,
     )
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.feedback.pathway import NoState, Pathway
+from pfa_convert.feedback.strategy import Strategy
 from pfa_convert.rules.base import RULES, Rule
 
 
@@ -26,15 +27,15 @@ class Backpropagation(Rule):
     cost = "none"
     strategies = ("native", "explicit")
 
-    def pathway(self, layout: WeightLayout) -> Pathway | None:
+    def pathway(self, layout: WeightLayout) -> TransportPathway | None:
         """Return None, or the transporting pathway for the strategy `explicit`."""
-        return TransportPathway(layout) if self.strategy == "explicit" else None
+        return TransportPathway(layout) if self.choice.strategy is Strategy.EXPLICIT else None
 
 
 @dataclass(frozen=True)
-class TransportPathway(Pathway):
+class TransportPathway(Pathway[NoState]):
     """The weight itself, carried over to the backward pass."""
 
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+    def feedback_weight(self, W: Tensor, state: NoState) -> Tensor:
         """Return `W`."""
         return W

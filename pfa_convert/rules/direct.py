@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import Field
-from torch import Tensor
 
-from pfa_convert.feedback.direct import DirectPathway
+from pfa_convert.feedback.direct import DirectPathway, DirectState
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.rules.base import RULES, Draw, Rule, SparseRule
+from pfa_convert.rules.base import RULES, Rule, SparseRule
+from pfa_convert.rules.draw import Draw
 
 
 @RULES.register("dfa")
@@ -46,13 +46,13 @@ class DirectFeedbackAlignment(SparseRule):
         """Return the pathway from the output."""
         return DirectPathway(self._direct(layout))
 
-    def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> DirectState:
         """Draw `F`, and its mask if the feedback is sparse."""
         direct = self._direct(layout)
         F = draw.uniform(direct.shape, direct.xavier_std)
         if self.feedback_density < 1:
             F = F * draw.mask(direct.shape, self.feedback_density)
-        return {"F": F}
+        return DirectState(F)
 
     def _direct(self, layout: WeightLayout) -> WeightLayout:
         """Return the layout of a map from the layer's inputs, in all its groups, to the model's outputs."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.pathway import Pathway
-from pfa_convert.rules.base import RULES, Draw, SparseRule
+from pfa_convert.rules.base import RULES, SparseRule
+from pfa_convert.rules.draw import Draw
 
 
 @RULES.register("fa")
@@ -21,25 +23,30 @@ class FeedbackAlignment(SparseRule):
     source = "Lillicrap, Cownden, Tweed & Akerman 2016"
     cost = "no time; F0 in memory"
 
-    def pathway(self, layout: WeightLayout) -> Pathway:
+    def pathway(self, layout: WeightLayout) -> FixedPathway:
         """Return the pathway through `F0`."""
         return FixedPathway(layout)
 
-    def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> FixedState:
         """Draw `F0`, and its mask if the feedback is sparse."""
         F0 = draw.uniform(layout.shape, layout.xavier_std)
         if self.feedback_density < 1:
             F0 = F0 * draw.mask(layout.shape, self.feedback_density)
-        return {"F0": F0}
+        return FixedState(F0)
+
+
+class FixedState(NamedTuple):
+    """`F0` has the weight's shape."""
+
+    F0: Tensor
 
 
 @dataclass(frozen=True)
-class FixedPathway(Pathway):
+class FixedPathway(Pathway[FixedState]):
     """A feedback weight that never changes."""
 
-    names = ("F0",)
+    state_type: ClassVar[Any] = FixedState
 
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+    def feedback_weight(self, W: Tensor, state: FixedState) -> Tensor:
         """Return `F0`."""
-        (F0,) = state
-        return F0
+        return state.F0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.pathway import Pathway
-from pfa_convert.rules.base import RULES, Draw, Rule
+from pfa_convert.rules.base import RULES, Rule
+from pfa_convert.rules.draw import Draw
 
 
 class NoiseRule(Rule):
@@ -25,41 +26,52 @@ class NoiseRule(Rule):
     samples: int = Field(256, ge=1, description="noise vectors in a phase")
     rate: float = Field(0.02, gt=0, lt=1, description="learning rate of F in a phase")
 
-    def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> NoiseState:
         """Draw the first `F`, and the seed of the first phase's noise."""
-        return {"F": draw.uniform(layout.shape, layout.xavier_std), "noise": draw.seed()}
+        return NoiseState(draw.uniform(layout.shape, layout.xavier_std), draw.seed())
+
+
+class NoiseState(NamedTuple):
+    """`F` has the weight's shape; `noise` is the seed of the next phase's noise."""
+
+    F: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True)
-class NoisePathway(Pathway):
-    """A feedback weight learned from noise; `noise` is the seed of the next phase's."""
+class NoisePathway(Pathway[NoiseState]):
+    """A feedback weight learned from noise, by three terms with a weight each."""
 
-    names: ClassVar[tuple[str, ...]] = ("F", "noise")
+    state_type: ClassVar[Any] = NoiseState
     samples: int = 256
     rate: float = 0.02
+    amp: float = 1.0
+    null: float = 0.0
+    decay: float = 1.0
 
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+    def feedback_weight(self, W: Tensor, state: NoiseState) -> Tensor:
         """Return `F`."""
-        return state[0]
+        return state.F
 
-    def phase(self, W: Tensor, *state: Tensor) -> None:
+    def phase(self, W: Tensor, state: NoiseState) -> None:
         """Show the layer noise, and change `F` by what it learns from that."""
-        F, noise = state
-        generator = torch.Generator(W.device).manual_seed(int(noise))
-        noise += 1
+        F = state.F
+        generator = torch.Generator(W.device).manual_seed(int(state.noise))
+        state.noise.add_(1)
         matrix, F_matrix = self.layout.to_matrix(W).to(F.dtype), self.layout.to_matrix(F)
         shape = (matrix.shape[0], self.samples, matrix.shape[2])
         x = torch.randn(shape, generator=generator, device=F.device, dtype=F.dtype)
         y = torch.bmm(x, matrix.transpose(1, 2))
-        F += self.rate * self.layout.from_matrix(self.change(x, y, F_matrix))
+        F.add_(self.rate * self.layout.from_matrix(self.change(x, y, F_matrix)))
 
     def change(self, x: Tensor, y: Tensor, F: Tensor) -> Tensor:
-        """Return the direction of learning.
+        """Return `amp y x^T - null y (F^T y)^T - decay F`, the mean over the samples.
 
         `x` is `(groups, samples, N_in/g)`, `y` and `F` are `(groups, samples, N_out/g)` and
         `(groups, N_out/g, N_in/g)`, with a kernel's positions among the inputs.
         """
-        raise NotImplementedError
+        wanted = self.amp * x - self.null * torch.bmm(y, F) if self.null else self.amp * x
+        return torch.bmm(y.transpose(1, 2), wanted) / self.samples - self.decay * F
 
 
 @RULES.register("wm")
@@ -79,18 +91,9 @@ class WeightMirror(NoiseRule):
     source = "Akrout, Wilson, Humphreys, Lillicrap & Tweed 2019"
     cost = "a forward and a weight gradient of `samples` positions per phase"
 
-    def pathway(self, layout: WeightLayout) -> Pathway:
+    def pathway(self, layout: WeightLayout) -> NoisePathway:
         """Return the mirror."""
-        return MirrorPathway(layout, self.samples, self.rate)
-
-
-@dataclass(frozen=True)
-class MirrorPathway(NoisePathway):
-    """Correlation and decay."""
-
-    def change(self, x: Tensor, y: Tensor, F: Tensor) -> Tensor:
-        """Return `y x^T - F`, the mean over the samples."""
-        return torch.bmm(y.transpose(1, 2), x) / self.samples - F
+        return NoisePathway(layout, self.samples, self.rate)
 
 
 @RULES.register("ia")
@@ -112,20 +115,6 @@ class InformationAlignment(NoiseRule):
     null: float = Field(0.1, ge=0, allow_inf_nan=False, description="weight of what comes back")
     decay: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the size of F")
 
-    def pathway(self, layout: WeightLayout) -> Pathway:
+    def pathway(self, layout: WeightLayout) -> NoisePathway:
         """Return the pathway with these weights."""
-        return InformationPathway(layout, self.samples, self.rate, self.amp, self.null, self.decay)
-
-
-@dataclass(frozen=True)
-class InformationPathway(NoisePathway):
-    """The gradient of the three terms."""
-
-    amp: float = 1.0
-    null: float = 0.1
-    decay: float = 1.0
-
-    def change(self, x: Tensor, y: Tensor, F: Tensor) -> Tensor:
-        """Return minus the gradient, the mean over the samples."""
-        wanted = self.amp * x - self.null * torch.bmm(y, F)
-        return torch.bmm(y.transpose(1, 2), wanted) / self.samples - self.decay * F
+        return NoisePathway(layout, self.samples, self.rate, self.amp, self.null, self.decay)

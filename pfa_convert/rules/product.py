@@ -4,49 +4,77 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pfa_convert.feedback.collapsed import CollapsedPathway, MaskedMixedPathway, mixed_pathway
+from pfa_convert.feedback.collapsed import Collapsed, GramPathway, GramState, nothing_forgotten
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.feedback.operations import Needs, Operation
-from pfa_convert.feedback.pathway import Pathway, State
-from pfa_convert.rules.base import RULES, Draw, SparseRule
+from pfa_convert.feedback.operations import Gradients, Needs, Operation
+from pfa_convert.feedback.pathway import Pathway
+from pfa_convert.feedback.plastic import PlasticPathway
+from pfa_convert.feedback.strategy import Strategy
+from pfa_convert.feedback.wishart import bartlett_factor, product_with_transpose
+from pfa_convert.rules.base import RULES, PlasticRule, SparseRule
+from pfa_convert.rules.draw import Draw
+
+SAFE_EXPANSION = 2.0
+"""From here on the condition number of a random `G` is about 34 or less, so dividing by it is safe."""
 
 
-class ProductRule(SparseRule):
-    """`F = B R`: `R` learns with gradient `B^T dL/dW` and so comes to `B^T W` as it forgets its start."""
+class ProductRule(SparseRule, PlasticRule):
+    """`F = B R`: `R` receives `B^T` times what `W` receives, and so comes to `B^T W` as it forgets `R0`."""
 
-    strategies = ("fused", "explicit", "collapsed")
+    strategies = ("collapsed", "fused", "explicit")
     two_steps = True
     cost = (
         "`collapsed`: one product G W of weights per step (pfa-o: nothing); `fused`: the products B R and "
         "B^T dW, R and its optimizer state; `explicit`: the activity of N_mid neurons at every position"
     )
 
-    def pathway(self, layout: WeightLayout) -> Pathway:
-        """Return the pathway of the chosen strategy, masked if the feedback is sparse."""
-        sparse = self.feedback_density < 1
-        if self.strategy == "explicit":
-            return MaskedExplicitPathway(layout) if sparse else ExplicitPathway(layout)
-        return MaskedProductPathway(layout) if sparse else ProductPathway(layout)
+    law: Literal["normal", "uniform"] = Field(
+        "normal", description="law of the entries of B and R; the paper's is uniform, and slow to draw"
+    )
 
-    def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
+    def pathway(self, layout: WeightLayout) -> ProductPathway:
+        """Return the pathway with a plastic `R`."""
+        form = ExplicitPathway if self.choice.strategy is Strategy.EXPLICIT else ProductPathway
+        return form(layout, self.orthogonal)
+
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> ProductState:
         """Draw `B` `(groups, N_out/g, N_mid/g)` and `R` (the weight's shape with N_mid outputs)."""
         B = self.draw_B(layout, draw)
         middle = layout.with_outputs(B.shape[0] * B.shape[2])
-        R = draw.uniform(middle.shape, middle.xavier_std)
+        R = self._entries(draw, middle.shape, middle.xavier_std)
         if self.feedback_density == 1:
-            return {"B": B, "R": R}
+            return ProductState(B, R)
         mask = draw.mask(middle.shape, self.feedback_density)
-        return {"B": B * draw.mask(tuple(B.shape), self.feedback_density), "R": R * mask, "mask": mask}
+        return ProductState(B * draw.mask(tuple(B.shape), self.feedback_density), R * mask, mask)
+
+    def start(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
+        """Return pathway and state; a dense closed form with normal entries is drawn directly."""
+        collapsed = self.choice.strategy is Strategy.COLLAPSED
+        if collapsed and self.law == "normal" and self.feedback_density == 1:
+            return self.draw_closed_form(layout, W, draw)
+        return super().start(layout, W, draw)
+
+    def draw_closed_form(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
+        """Return the closed form with a state of the law that `initial_state` has, without drawing `B`."""
+        raise NotImplementedError
 
     def draw_B(self, layout: WeightLayout, draw: Draw) -> Tensor:
         """Return `B`, one block per group, with `E[B B^T] = I`."""
         raise NotImplementedError
+
+    @property
+    def orthogonal(self) -> bool:
+        """Whether `B B^T = I`."""
+        return False
+
+    def _entries(self, draw: Draw, shape: tuple[int, ...], std: float) -> Tensor:
+        return (draw.normal if self.law == "normal" else draw.uniform)(shape, std)
 
 
 @RULES.register("pfa")
@@ -66,11 +94,36 @@ class ProductFeedbackAlignment(ProductRule):
     )
 
     def draw_B(self, layout: WeightLayout, draw: Draw) -> Tensor:
-        """Draw `B` uniformly with variance `1 / (density N_mid)`, as Xavier's with the paper's gain."""
+        """Draw `B` with variance `1 / (density N_mid)`, as Xavier's with the paper's gain."""
+        outputs, middle = self._sizes(layout)
+        return self._entries(
+            draw, (layout.groups, outputs, middle), 1.0 / math.sqrt(self.feedback_density * middle)
+        )
+
+    def draw_closed_form(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
+        """Draw `G = L L^T / N_mid` and `F_0 = sigma L Z / sqrt(N_mid)`; no middle population is made."""
+        outputs, middle = self._sizes(layout)
+        if middle < outputs:  # G is singular, B and R are smaller than G and W
+            return super().start(layout, W, draw)
+        sigma, groups = layout.with_outputs(middle * layout.groups).xavier_std, layout.groups
+        exact = draw.exact
+        degrees = (middle - torch.arange(outputs, dtype=torch.float64)).expand(groups, outputs)
+        L = bartlett_factor(exact.normal((groups, outputs, outputs)), exact.chi(degrees))
+        Z = exact.normal((groups, outputs, W.numel() // layout.outputs), sigma)
+        pathway = GramPathway(layout, divided=_divisible(outputs, middle))
+        if pathway.divided:
+            # G^-1 F_0 = sqrt(N_mid) L^-T Z
+            unmixed = torch.linalg.solve_triangular(L.mT, Z, upper=True).mul_(math.sqrt(middle))
+            G = product_with_transpose(L).div_(middle).to(W.dtype)
+            K = layout.from_matrix(unmixed).to(W.dtype) - W
+            return pathway, GramState(nothing_forgotten(W), K, G)
+        F = layout.from_matrix(torch.bmm(L, Z).div_(math.sqrt(middle)))
+        G = product_with_transpose(L).div_(middle).to(W.dtype)
+        return pathway, pathway.start(W, F.to(W.dtype), G)
+
+    def _sizes(self, layout: WeightLayout) -> tuple[int, int]:
         outputs = layout.outputs // layout.groups
-        middle = max(1, round(self.expansion * outputs))
-        std = 1.0 / math.sqrt(self.feedback_density * middle)
-        return draw.uniform((layout.groups, outputs, middle), std)
+        return outputs, max(1, round(self.expansion * outputs))
 
 
 @RULES.register("pfa-o")
@@ -82,69 +135,65 @@ class OrthogonalProductFeedbackAlignment(ProductRule):
     formula = "F = B R, dR = B^T dW, B B^T = I"
     source = "Li & Benna 2024, arXiv 2405.20594"
 
+    @property
+    def orthogonal(self) -> bool:
+        """`B B^T = I` unless entries of `B` are masked."""
+        return self.feedback_density == 1
+
     def draw_B(self, layout: WeightLayout, draw: Draw) -> Tensor:
         """Draw an orthogonal matrix for each group; masked entries leave `E[B B^T] = I` as well."""
         B = draw.orthogonal(layout.groups, layout.outputs // layout.groups)
         return B / math.sqrt(self.feedback_density)
 
+    def draw_closed_form(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
+        """Draw `F_0 = B R_0`, which has the law of `R_0`."""
+        F = draw.normal(layout.shape, layout.with_outputs(layout.outputs).xavier_std)
+        pathway = GramPathway(layout)
+        return pathway, pathway.start(W, F, None)
+
+
+class ProductState(NamedTuple):
+    """`B` is `(groups, N_out/g, N_mid/g)`; `R` and `mask` have the weight's shape, with N_mid outputs."""
+
+    B: Tensor
+    R: Tensor
+    mask: Tensor | None = None
+
 
 @dataclass(frozen=True)
-class ProductPathway(Pathway):
-    """Strategy `fused`: one product of weights per step, right for every optimizer."""
+class ProductPathway(PlasticPathway[ProductState]):
+    """Strategy `fused`: one product of weights per step. `orthogonal` says that `B B^T = I`."""
 
-    names: ClassVar[tuple[str, ...]] = ("B", "R")
-    plastic: ClassVar[frozenset[str]] = frozenset({"R"})
+    state_type: ClassVar[Any] = ProductState
+    plastic: ClassVar[str] = "R"
+    orthogonal: bool = False
 
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+    def feedback_weight(self, W: Tensor, state: ProductState) -> Tensor:
         """Return `F = B R`."""
-        B, R = state[:2]
-        B = B.to(W.dtype)
-        return self.layout.from_matrix(torch.bmm(B, self.middle(B).to_matrix(R.to(W.dtype))))
+        B, R = state.B.to(W.dtype), state.R.to(W.dtype)
+        return self.layout.from_matrix(torch.bmm(B, self._middle(B).to_matrix(R)))
 
-    def state_gradients(self, grad_W: Tensor, *state: Tensor) -> tuple[Tensor | None, ...]:
-        """Return `dL/dR = B^T dL/dW`."""
-        B = state[0]
-        product = torch.bmm(B.transpose(1, 2), self.layout.to_matrix(grad_W.to(B.dtype)))
-        return None, self.middle(B).from_matrix(product)
+    def change(self, dW: Tensor, state: ProductState) -> Tensor:
+        """Return `B^T dW`."""
+        B = state.B.to(dW.dtype)
+        return self._middle(B).from_matrix(torch.bmm(B.mT, self.layout.to_matrix(dW)))
 
-    def mixing(self, *state: Tensor) -> Tensor | None:
+    def gram(self, state: ProductState) -> Tensor:
         """Return `B B^T`."""
-        B = state[0]
-        return torch.bmm(B, B.transpose(1, 2))
+        return torch.bmm(state.B, state.B.mT)
 
-    def collapse(self, W: Tensor, *state: Tensor) -> tuple[Pathway, State]:
-        """Return `F = G W + s K`; with an orthogonal `B`, `F = W + s K`."""
-        B = state[0]
-        F = self.feedback_weight(W, *state)
-        pathway, G = mixed_pathway(self, B)
-        identity = torch.eye(G.shape[1], dtype=G.dtype, device=G.device).expand_as(G)
-        if torch.allclose(G, identity, rtol=0, atol=32 * torch.finfo(G.dtype).eps):
-            pathway = CollapsedPathway(self.layout)
-            return pathway, pathway.start(W, F)
-        return pathway, pathway.start(W, F, G)
+    def closed_form(self, W: Tensor, state: ProductState) -> tuple[Collapsed[Any], Any]:
+        """Return `F = G W + s K`, unless `R` is masked."""
+        if state.mask is not None:
+            return super().closed_form(W, state)
+        _, outputs, middle = state.B.shape
+        divided = not self.orthogonal and _divisible(outputs, middle)
+        pathway = GramPathway(self.layout, divided=divided)
+        G = None if self.orthogonal else self.gram(state)
+        return pathway, pathway.start(W, self.feedback_weight(W, state), G)
 
-    def middle(self, B: Tensor) -> WeightLayout:
-        """Return the layout of `R`."""
+    def _middle(self, B: Tensor) -> WeightLayout:
         return self.layout.with_outputs(B.shape[0] * B.shape[2])
-
-
-@dataclass(frozen=True)
-class MaskedProductPathway(ProductPathway):
-    """The same with a fixed mask on `R`, whose first value respects it already."""
-
-    names: ClassVar[tuple[str, ...]] = ("B", "R", "mask")
-
-    def state_gradients(self, grad_W: Tensor, *state: Tensor) -> tuple[Tensor | None, ...]:
-        """Return `mask o (B^T dL/dW)`."""
-        _, grad_R = super().state_gradients(grad_W, *state[:2])
-        assert grad_R is not None
-        return None, state[2] * grad_R, None
-
-    def collapse(self, W: Tensor, *state: Tensor) -> tuple[Pathway, State]:
-        """Return `F = B (M o (B^T W)) + s K`."""
-        B, _, mask = state
-        pathway = MaskedMixedPathway(self.layout)
-        return pathway, pathway.start(W, self.feedback_weight(W, *state), B, mask)
 
 
 @dataclass(frozen=True)
@@ -152,29 +201,23 @@ class ExplicitPathway(ProductPathway):
     """Strategy `explicit`: the literal two steps through the middle population, `R` taught by activity."""
 
     def backward(
-        self, operation: Operation, delta: Tensor, x: Tensor, W: Tensor, state: State, needs: tuple[bool, ...]
-    ) -> tuple[Tensor | None, ...]:
+        self,
+        operation: Operation,
+        delta: Tensor,
+        x: Tensor,
+        W: Tensor,
+        state: ProductState,
+        needs: Needs,
+        learns: bool,
+    ) -> tuple[Gradients, Tensor | None]:
         """Send `B^T delta` to the middle neurons, and from there through `R`; `dL/dR` is local to them."""
-        B, R = state[0].to(W.dtype), state[1].to(W.dtype)
-        middle = operation.to_middle(delta, B)
-        wanted: Needs = (needs[0], needs[4], False)
-        grad_x, grad_R, _ = operation.gradients(middle, x, R, wanted)
-        _, grad_W, grad_b = operation.gradients(delta, x, W, (False, needs[1], needs[2]))
+        middle, R = operation.to_middle(delta, state.B.to(W.dtype)), state.R.to(W.dtype)
+        grad_x, grad_R, _ = operation.gradients(middle, x, R, (needs[0], learns, False))
+        _, grad_W, grad_b = operation.gradients(delta, x, W, (False, *needs[1:]))
         if grad_R is not None:
-            grad_R = self.local_gradient(grad_R.to(state[1].dtype), state)
-        return grad_x, grad_W, grad_b, None, grad_R, *(None,) * (len(state) - 2)
-
-    def local_gradient(self, grad_R: Tensor, state: State) -> Tensor:
-        """Return the gradient that the connections of `R` learn with."""
-        return grad_R
+            grad_R = grad_R.to(state.R.dtype) if state.mask is None else state.mask * grad_R
+        return (grad_x, grad_W, grad_b), grad_R
 
 
-@dataclass(frozen=True)
-class MaskedExplicitPathway(ExplicitPathway):
-    """The same for the connections that exist."""
-
-    names: ClassVar[tuple[str, ...]] = ("B", "R", "mask")
-
-    def local_gradient(self, grad_R: Tensor, state: State) -> Tensor:
-        """Return `mask o dL/dR`."""
-        return state[2] * grad_R
+def _divisible(outputs: int, middle: int) -> bool:
+    return middle >= SAFE_EXPANSION * outputs

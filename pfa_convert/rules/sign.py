@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.pathway import Pathway
-from pfa_convert.rules.base import RULES, Draw, Rule, SparseRule
+from pfa_convert.rules.base import RULES, Rule, SparseRule
+from pfa_convert.rules.draw import Draw
 
 
 @RULES.register("usf")
@@ -23,38 +25,15 @@ class UniformSign(SparseRule):
     source = "Moskovitz, Litwin-Kumar & Abbott 2018; Xiao, Chen, Liao & Poggio 2018"
     cost = "one pass over the weights per step"
 
-    def pathway(self, layout: WeightLayout) -> Pathway:
-        """Return the pathway, masked if the feedback is sparse."""
-        if self.feedback_density < 1:
-            return MaskedUniformSignPathway(layout)
-        return UniformSignPathway(layout)
+    def pathway(self, layout: WeightLayout) -> SignPathway:
+        """Return the pathway with one magnitude for all connections."""
+        return SignPathway(layout)
 
-    def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> SignState:
         """Draw the mask if the feedback is sparse."""
         if self.feedback_density < 1:
-            return {"mask": draw.mask(layout.shape, self.feedback_density)}
-        return {}
-
-
-@dataclass(frozen=True)
-class UniformSignPathway(Pathway):
-    """One magnitude for all connections."""
-
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
-        """Return `sigma sign(W)`."""
-        return W.sign() * self.layout.xavier_std
-
-
-@dataclass(frozen=True)
-class MaskedUniformSignPathway(UniformSignPathway):
-    """One magnitude for the connections that exist."""
-
-    names = ("mask",)
-
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
-        """Return `mask o (sigma sign(W))`."""
-        (mask,) = state
-        return mask * super().feedback_weight(W)
+            return SignState(mask=draw.mask(layout.shape, self.feedback_density))
+        return SignState()
 
 
 @RULES.register("frsf")
@@ -67,25 +46,13 @@ class FixedRandomSign(Rule):
     source = "Moskovitz, Litwin-Kumar & Abbott 2018"
     cost = "one pass over the weights per step; the magnitudes in memory"
 
-    def pathway(self, layout: WeightLayout) -> Pathway:
+    def pathway(self, layout: WeightLayout) -> SignPathway:
         """Return the pathway with fixed magnitudes."""
-        return FixedRandomSignPathway(layout)
+        return SignPathway(layout)
 
-    def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> SignState:
         """Draw the magnitudes."""
-        return {"magnitude": draw.uniform(layout.shape, layout.xavier_std).abs()}
-
-
-@dataclass(frozen=True)
-class FixedRandomSignPathway(Pathway):
-    """Magnitudes that never change under signs that do."""
-
-    names = ("magnitude",)
-
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
-        """Return `|F0| sign(W)`."""
-        (magnitude,) = state
-        return magnitude * W.sign()
+        return SignState(magnitude=draw.uniform(layout.shape, layout.xavier_std).abs())
 
 
 @RULES.register("brsf")
@@ -101,16 +68,38 @@ class BatchwiseRandomSign(Rule):
     source = "Moskovitz, Litwin-Kumar & Abbott 2018"
     cost = "one pass over the weights, and their number of random draws, per step"
 
-    def pathway(self, layout: WeightLayout) -> Pathway:
+    def pathway(self, layout: WeightLayout) -> SignPathway:
         """Return the pathway that draws."""
-        return BatchwiseRandomSignPathway(layout)
+        return SignPathway(layout, anew=True)
+
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> SignState:
+        """Return the empty state."""
+        return SignState()
+
+
+class SignState(NamedTuple):
+    """Both have the weight's shape; without a magnitude it is sigma, or drawn at each call."""
+
+    magnitude: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class BatchwiseRandomSignPathway(Pathway):
-    """Magnitudes drawn at each call."""
+class SignPathway(Pathway[SignState]):
+    """The signs of `W` with other magnitudes, which are drawn at each call if `anew`."""
 
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
-        """Return `|draw| sign(W)`, Xavier-uniform before the absolute value."""
+    state_type: ClassVar[Any] = SignState
+    anew: bool = False
+
+    def feedback_weight(self, W: Tensor, state: SignState) -> Tensor:
+        """Return `magnitude sign(W)`, where the connection exists."""
+        F = W.sign() * self._magnitude(W, state)
+        return F if state.mask is None else state.mask * F
+
+    def _magnitude(self, W: Tensor, state: SignState) -> Tensor | float:
+        if state.magnitude is not None:
+            return state.magnitude
+        if not self.anew:
+            return self.layout.xavier_std
         bound = math.sqrt(3.0) * self.layout.xavier_std
-        return torch.empty_like(W).uniform_(-bound, bound).abs() * W.sign()
+        return torch.empty_like(W).uniform_(-bound, bound).abs()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
 
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.pathway import Pathway
-from pfa_convert.rules.base import RULES, Draw, Rule
+from pfa_convert.rules.base import RULES, Rule
+from pfa_convert.rules.draw import Draw
 
 
 @RULES.register("sa")
@@ -28,27 +29,32 @@ class SymmetricAlignment(Rule):
 
     rate: float = Field(0.5, gt=0, le=1, description="share of the difference that a phase takes away")
 
-    def pathway(self, layout: WeightLayout) -> Pathway:
+    def pathway(self, layout: WeightLayout) -> SymmetricPathway:
         """Return the pathway through `F`."""
         return SymmetricPathway(layout, self.rate)
 
-    def initial_state(self, layout: WeightLayout, draw: Draw) -> dict[str, Tensor]:
+    def initial_state(self, layout: WeightLayout, draw: Draw) -> SymmetricState:
         """Draw the first `F`."""
-        return {"F": draw.uniform(layout.shape, layout.xavier_std)}
+        return SymmetricState(draw.uniform(layout.shape, layout.xavier_std))
+
+
+class SymmetricState(NamedTuple):
+    """`F` has the weight's shape."""
+
+    F: Tensor
 
 
 @dataclass(frozen=True)
-class SymmetricPathway(Pathway):
+class SymmetricPathway(Pathway[SymmetricState]):
     """A feedback weight on its way to the forward weight."""
 
-    names: ClassVar[tuple[str, ...]] = ("F",)
+    state_type: ClassVar[Any] = SymmetricState
     rate: float = 0.5
 
-    def feedback_weight(self, W: Tensor, *state: Tensor) -> Tensor:
+    def feedback_weight(self, W: Tensor, state: SymmetricState) -> Tensor:
         """Return `F`."""
-        return state[0]
+        return state.F
 
-    def phase(self, W: Tensor, *state: Tensor) -> None:
+    def phase(self, W: Tensor, state: SymmetricState) -> None:
         """Move `F` towards `W`."""
-        (F,) = state
-        F.lerp_(W.to(F.dtype), self.rate)
+        state.F.lerp_(W.to(state.F.dtype), self.rate)

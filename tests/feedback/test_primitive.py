@@ -73,7 +73,7 @@ def test_bias_alone_costs_no_product_with_the_weights():
 def test_autocast_is_that_of_the_plain_layer_with_F_for_W(name):
     case = CASES[name]
     x, delta = (tensor.float() for tensor in problem(case))
-    model = convert(nn.Sequential(case.layer), "pfa", options={"expansion": 3})
+    model = convert(nn.Sequential(case.layer), "pfa", options={"expansion": 3, "strategy": "fused"})
     through_F = copy.deepcopy(case.layer)
     with torch.no_grad():
         through_F.weight.copy_(model[0].feedback_of_weight.feedback_weight(model[0].weight))

@@ -17,7 +17,7 @@ class Standardised(nn.Conv2d):
 
 def test_a_computed_weight_sends_the_error_through_the_same_function_of_the_feedback_weight():
     plain = Standardised(3, 4, 3).double()
-    model = convert(nn.Sequential(plain), "pfa", options={"expansion": 3})
+    model = convert(nn.Sequential(plain), "pfa", options={"expansion": 3, "strategy": "fused"})
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
     delta = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     model(x).backward(delta)
@@ -70,7 +70,7 @@ def test_a_weight_that_is_applied_in_parts_sends_the_error_through_the_same_part
     ids=["chunked", "standardised, applied twice"],
 )
 def test_a_computed_weight_that_is_used_again_teaches_R_once(make, shape, name):
-    model = convert(nn.Sequential(make()).double(), "pfa", options={"expansion": 2})
+    model = convert(nn.Sequential(make()).double(), "pfa", options={"expansion": 2, "strategy": "fused"})
     model(torch.randn(shape, dtype=torch.float64)).square().sum().backward()
     feedback = feedback_of(model[0], name)
     expected = feedback.B[0].t() @ model[0].get_parameter(name).grad.flatten(1)

@@ -125,7 +125,7 @@ def test_the_error_goes_through_the_computed_feedback_weight(problem):
 
 def test_a_plastic_state_learns_from_the_raw_weights_gradient(problem):
     plain, x = problem
-    model = convert(plain, "pfa", options={"expansion": 2})
+    model = convert(plain, "pfa", options={"expansion": 2, "strategy": "fused"})
     gradients(model, x)
     layer = model[0]
     B, R = layer.feedback_of_weight.B, layer.feedback_of_weight.R
@@ -135,7 +135,8 @@ def test_a_plastic_state_learns_from_the_raw_weights_gradient(problem):
 
 def test_the_collapsed_form_follows_the_raw_weight(problem):
     plain, x = problem
-    models = [convert(plain, "pfa", options={"expansion": 2}) for _ in range(2)]
+    options = {"expansion": 2, "law": "uniform"}
+    models = [convert(plain, "pfa", options={**options, "strategy": s}) for s in ("fused", "collapsed")]
     for model, coupled in zip(models, (False, True), strict=True):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
         if coupled:

@@ -105,7 +105,7 @@ class Functional2d(nn.Module):
 
 def test_convolutions_as_functions_on_own_parameters():
     plain = Functional2d().double()
-    model = convert(plain, "pfa", options={"expansion": 2})
+    model = convert(plain, "pfa", options={"expansion": 2, "strategy": "fused"})
     assert [(site.name, site.kind) for site in model.conversion.sites] == [
         ("a", "conv2d()"),
         ("b", "conv_transpose2d()"),

@@ -11,7 +11,7 @@ from pfa_convert import convert
 def test_a_weight_used_twice_keeps_one_feedback_state():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
-    model = convert(nn.Sequential(first, nn.ReLU(), second), "pfa")
+    model = convert(nn.Sequential(first, nn.ReLU(), second), "pfa", options={"strategy": "fused"})
     assert len(model.conversion.sites) == 2
     assert feedback_of(model[0]) is feedback_of(model[2])
     assert len([name for name, _ in model.named_parameters() if name.endswith(".R")]) == 1
@@ -63,7 +63,7 @@ def tied():
 
 
 def test_the_gradients_of_a_weight_used_twice():
-    model = convert(tied().double(), "pfa", options={"expansion": 2})
+    model = convert(tied().double(), "pfa", options={"expansion": 2, "strategy": "fused"})
     feedback = feedback_of(model[0])
     F = feedback.feedback_weight(model[0].weight)
     x = torch.randn(3, 4, dtype=torch.float64)

@@ -16,11 +16,17 @@ def rule_of(name):
     return RULES.get(name.partition(".")[0], "usf")
 
 
-def mixture():
+def mixture(strategy="fused"):
     torch.manual_seed(0)
     plain = resnet18(num_classes=5).double()
     overrides = [{"match": f"{part}*", "rule": rule} for part, rule in RULES.items() if part != "stem"]
-    overrides[2]["options"] = {"expansion": 2}
+    for override in overrides:
+        if override["rule"] in ("kp", "pfa", "pfa-o"):
+            override["options"] = {"strategy": strategy}
+        if override["rule"].startswith("pfa"):
+            override["options"]["law"] = "uniform"
+        if override["rule"] == "pfa":
+            override["options"]["expansion"] = 2
     return plain, convert(plain, "usf", overrides=overrides)
 
 
@@ -88,7 +94,7 @@ def test_every_layers_gradient_is_its_own_rules(batch):
 
 
 def test_a_mixture_trains_coupled_as_it_does_uncoupled(batch):
-    models = [mixture()[1] for _ in range(2)]
+    models = [mixture(strategy)[1] for strategy in ("fused", "collapsed")]
     losses = []
     for model, coupled in zip(models, (False, True), strict=True):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)

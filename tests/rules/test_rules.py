@@ -15,7 +15,12 @@ from pfa_convert.rules import RULES, Rule, make_rule
 CASES = {case.name: case for case in cases()}
 
 
+PLASTIC = ("kp", "pfa", "pfa-o")
+
+
 def converted_layer(case, rule, **options):
+    if rule in PLASTIC:
+        options.setdefault("strategy", "fused")
     model = nn.Sequential(case.layer).double()
     return convert(model, rule, options=options)
 
@@ -52,17 +57,27 @@ def expected_F(rule, layer, feedback):
         return sigma(W) * W.sign()
     if rule == "frsf":
         return feedback.magnitude * W.sign()
+    if hasattr(feedback, "K"):
+        G = getattr(feedback, "G", None)
+        return W + feedback.K if G is None else dense_product(layer, G, W + feedback.K)
     if rule == "kp":
         return feedback.F.detach()
     return dense_product(layer, feedback.B, feedback.R)
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("rule", ["bp", "fa", "usf", "frsf", "kp", "pfa", "pfa-o"])
-def test_gradients_equal_the_literal_formula(rule, name):
+@pytest.mark.parametrize(
+    ("rule", "strategy"),
+    [
+        ("bp", "explicit"),
+        *((rule, "fixed") for rule in ("fa", "usf", "frsf")),
+        *((rule, strategy) for rule in PLASTIC for strategy in ("fused", "collapsed")),
+    ],
+)
+def test_gradients_equal_the_literal_formula(rule, strategy, name):
     case = CASES[name]
-    options = {"strategy": "explicit"} if rule == "bp" else {"expansion": 3} if rule == "pfa" else {}
-    model = converted_layer(case, rule, **options)
+    options = {"expansion": 3} if rule == "pfa" else {}
+    model = converted_layer(case, rule, strategy=strategy, **options)
     x, delta = problem(case)
     F = expected_F(rule, model[0], model[0].feedback_of_weight)
     dx, parameters = literal(case.layer, F, x, delta)
@@ -187,7 +202,7 @@ def test_random_weights_are_drawn_as_pytorchs_xavier_does(name):
         drawn = getattr(converted_layer(CASES[name], rule)[0].feedback_of_weight, state)
         assert 0.8 * bound < drawn.abs().max() <= bound * (1 + 1e-6)
         assert drawn.abs().mean().item() == pytest.approx(bound / 2, rel=6 / math.sqrt(12 * drawn.numel()))
-    R = converted_layer(CASES[name], "pfa")[0].feedback_of_weight.R
+    R = converted_layer(CASES[name], "pfa", law="uniform")[0].feedback_of_weight.R
     fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(R)
     assert R.abs().max().item() == pytest.approx(math.sqrt(6 / (fan_in + fan_out)), rel=0.05)
     usf = converted_layer(CASES[name], "usf")[0]
@@ -205,7 +220,8 @@ def test_B_of_pfa_o_is_orthogonal_in_each_group(name):
 
 @pytest.mark.parametrize("rule", ["kp", "pfa-o", "pfa"])
 def test_plastic_feedback_forgets_where_it_began(rule):
-    model = convert(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), rule).double()
+    plain = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    model = convert(plain, rule, options={"strategy": "fused"}).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5, weight_decay=0.4)
     x = torch.randn(16, 6, dtype=torch.float64)
     for _ in range(500):
@@ -220,9 +236,8 @@ def test_plastic_feedback_forgets_where_it_began(rule):
 @pytest.mark.parametrize("rule", ["fa", "usf", "kp", "pfa", "pfa-o"])
 def test_missing_connections_stay_missing_while_training(rule):
     torch.manual_seed(0)
-    model = convert(
-        nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 3)), rule, options={"feedback_density": 0.3}
-    )
+    options = {"feedback_density": 0.3, **({"strategy": "fused"} if rule in PLASTIC else {})}
+    model = convert(nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 3)), rule, options=options)
     feedback = model[2].feedback_of_weight
     plastic = {"kp": "F", "pfa": "R", "pfa-o": "R"}.get(rule)
     before = feedback.feedback_weight(model[2].weight) if plastic is None else getattr(feedback, plastic)
@@ -240,7 +255,8 @@ def test_missing_connections_stay_missing_while_training(rule):
 
 @pytest.mark.parametrize("density", [1.0, 0.3])
 def test_B_has_the_papers_statistics(density):
-    model = convert(nn.Linear(10, 60), "pfa", options={"expansion": 40, "feedback_density": density})
+    options = {"expansion": 40, "feedback_density": density, "strategy": "fused", "law": "uniform"}
+    model = convert(nn.Linear(10, 60), "pfa", options=options)
     B = model.feedback_of_weight.B[0].double()
     assert B.shape == (60, 2400)
     # Variance of an existing entry 1/(density N_mid); E[B B^T] = I, off-diagonals of order 1/sqrt(N_mid).
@@ -254,7 +270,7 @@ def test_B_has_the_papers_statistics(density):
 
 @pytest.mark.parametrize("expansion", [1, 10, 100])
 def test_path_angle_is_90_degrees_at_first_and_atan_in_the_end(expansion):
-    model = convert(nn.Linear(300, 200), "pfa", options={"expansion": expansion})
+    model = convert(nn.Linear(300, 200), "pfa", options={"expansion": expansion, "strategy": "fused"})
     assert alignment(model)["weight"]["angle_deg"] == pytest.approx(90, abs=1.5)
     feedback = model.feedback_of_weight
     with torch.no_grad():
@@ -264,7 +280,7 @@ def test_path_angle_is_90_degrees_at_first_and_atan_in_the_end(expansion):
 
 
 def test_pfa_o_angle_goes_to_zero():
-    model = convert(nn.Conv2d(8, 12, 3, groups=2), "pfa-o")
+    model = convert(nn.Conv2d(8, 12, 3, groups=2), "pfa-o", options={"strategy": "fused"})
     feedback = model.feedback_of_weight
     with torch.no_grad():
         product = torch.einsum("gom,goi->gmi", feedback.B, model.weight.view(2, 6, -1))

@@ -214,11 +214,21 @@ def test_a_nan_names_where_it_began(tmp_path):
         train(recipe, output=tmp_path)
 
 
-def test_other_optimizers_train_with_the_fused_strategy(tmp_path):
-    optimizer = "train.optimizer={name: adamw, lr: 0.002, weight_decay: 0.01}"
-    result = train(load_recipe("digits-mlp-pfa", ["train.epochs=6", optimizer]), output=tmp_path)
+def test_pfa_aligns_under_adamw_as_it_does_under_sgd(tmp_path):
+    settings = [
+        "train.epochs=12",
+        "train.optimizer={name: adamw, lr: 0.002, weight_decay: 8}",
+        "train.weight_decay_schedule={milestones: [6], gamma: 0.001}",
+    ]
+    result = train(load_recipe("digits-mlp-pfa", settings), output=tmp_path)
     assert result.final_top1 > 90
-    assert any(name.endswith(".R") for name in load_file(tmp_path / "last.safetensors"))
+    tensors = load_file(tmp_path / "last.safetensors")
+    assert not any(name.endswith(".R") for name in tensors)
+    s = {name: t[0].item() for name, t in tensors.items() if name.endswith("forgetting")}
+    assert s and max(s.values()) < 0.05
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    for site in ("1", "3"):  # atan(1 / sqrt(10)) = 17.5 degrees, for matrices of 128 outputs
+        assert last["alignment"][site]["angle_deg"] == pytest.approx(17.5, abs=2)
 
 
 @pytest.mark.parametrize(
