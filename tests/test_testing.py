@@ -153,11 +153,17 @@ def test_a_rule_of_ones_own_passes(half):
 
 
 def test_a_wrong_rule_is_told_what_is_wrong(half):
-    half.backward = lambda self, operation, delta, x, W, state, needs: (
-        *operation.gradients(delta, x, W, needs[:3]),
-    )
-    with pytest.raises(AssertionError, match="half on linear: dL/dx is off by"):
+    calls = []
+    half.feedback_weight = lambda self, W, *state: calls.append(W) or W / len(calls)
+    with pytest.raises(AssertionError, match="half on linear: F is another one for the same seed"):
         check_rule("half")
-    half.feedback_weight = lambda self, W, *state: torch.rand_like(W) + torch.randn(()).double()
-    with pytest.raises(AssertionError):
+    half.feedback_weight = lambda self, W, *state: W if torch.is_grad_enabled() else W.sum(0)
+    with pytest.raises(AssertionError, match=r"half on linear: F has the shape \(7,\)"):
+        check_rule("half")
+
+
+def test_a_rule_that_sends_the_error_another_way_than_its_F_is_told(half):
+    apply = half.apply
+    half.apply = lambda self, operation, x, W, *more: apply(self, operation, 2 * x - x.detach(), W, *more)
+    with pytest.raises(AssertionError, match="half on linear: dL/dx is off by"):
         check_rule("half")
