@@ -36,6 +36,7 @@ class _Table(Generic[Key, Entry]):
         self._plugins = plugins
         self._entries: dict[Key, Entry] = {}
         self._sources: dict[Key, str] = {}
+        self.revision = 0
         self._loaded = False
         self._lock = threading.RLock()
 
@@ -48,6 +49,7 @@ class _Table(Generic[Key, Entry]):
             name = key.__name__ if isinstance(key, type) else repr(key)
             raise UserError(f"{self.kind} {name} is registered already, by {self._sources[key]}")
         self._entries[key], self._sources[key] = entry, source
+        self.revision += 1
 
     def _load(self) -> None:
         with self._lock:

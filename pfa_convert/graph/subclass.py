@@ -28,7 +28,7 @@ def change_class(module: nn.Module, make: Callable[..., Module], *arguments: Any
         base = changed(cls.__bases__[0], make, *arguments)
         module.__class__ = _on(base, cls, plain_class=vars(cls).get("plain_class", cls))
     else:
-        module.__class__ = changed(cls, make, *arguments)  # type: ignore[arg-type]
+        module.__class__ = changed(cls, make, *arguments)
 
 
 def give_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
@@ -63,13 +63,17 @@ def with_layer_forward(base: Module, kind: Module) -> Module:
     It stands where `kind` stands among the classes: a forward of the user's own that calls
     `super().forward(...)` stays, and gets that one.
     """
-    inner = _layer_class(kind)  # type: ignore[arg-type]
+    inner = _layer_class(LAYERS.revision, kind)  # type: ignore[arg-type]
     return type(base.__name__, (inner,) if base is kind else (base, inner), {})
 
 
-@cache
 def changed(base: Module, make: Callable[..., Module], *arguments: Any) -> Module:
-    """Return the class that a change makes, always the same one."""
+    """Return the class that a change makes, always the same one while no layer is registered anew."""
+    return _changed(LAYERS.revision, base, make, *arguments)  # type: ignore[arg-type]
+
+
+@cache
+def _changed(revision: int, base: Module, make: Callable[..., Module], *arguments: Any) -> Module:
     made = make(base, *arguments)
     plain = getattr(base, "plain_class", base)
     made.__name__ = made.__qualname__ = f"Feedback{plain.__name__}"
@@ -88,11 +92,11 @@ def changed(base: Module, make: Callable[..., Module], *arguments: Any) -> Modul
 def _change_again(module: nn.Module, changes: tuple[Change, ...]) -> None:
     """Make the changes to a class whose methods may be others than when they were made first."""
     for make, arguments in changes:
-        module.__class__ = changed.__wrapped__(type(module), make, *arguments)
+        module.__class__ = _changed.__wrapped__(0, type(module), make, *arguments)
 
 
 @cache
-def _layer_class(kind: Module) -> Module:
+def _layer_class(revision: int, kind: Module) -> Module:
     layer = LAYERS.nearest(kind)
     assert layer is not None
     return type(kind.__name__, (kind,), {"forward": forward_with_feedback(layer)})
@@ -110,7 +114,7 @@ def _rebuild(changes: tuple[Change, ...], make: Callable[..., Any], arguments: t
     module = make(*arguments)
     cls = type(module)
     for change, change_arguments in changes:
-        cls = changed(cls, change, *change_arguments)  # type: ignore[arg-type]
+        cls = changed(cls, change, *change_arguments)
     module.__class__ = cls
     return module
 

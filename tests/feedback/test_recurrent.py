@@ -10,6 +10,7 @@ import itertools
 import pytest
 import torch
 from harness import EXACT, feedback_of, relative_error
+from recurrent_formulas import literal_cell
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
@@ -23,27 +24,6 @@ CELLS = {
     "rnn, tanh": lambda: nn.RNNCell(4, 3),
     "rnn, relu": lambda: nn.RNNCell(4, 3, nonlinearity="relu"),
 }
-
-
-def through(x, W, F):
-    return x.detach() @ W.T + (x @ F.T - (x @ F.T).detach())
-
-
-def literal_cell(cell, x, state, F_ih, F_hh):
-    """The cells as PyTorch's documentation defines them; state and result are tuples `(h,)` or `(h, c)`."""
-    from_x, from_h = through(x, cell.weight_ih, F_ih), through(state[0], cell.weight_hh, F_hh)
-    if cell.bias:
-        from_x, from_h = from_x + cell.bias_ih, from_h + cell.bias_hh
-    if isinstance(cell, nn.RNNCell):
-        return (getattr(torch, cell.nonlinearity)(from_x + from_h),)
-    if isinstance(cell, nn.LSTMCell):
-        i, f, g, o = (from_x + from_h).chunk(4, 1)
-        c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
-    (r, z, n), (r_h, z_h, n_h) = from_x.chunk(3, 1), from_h.chunk(3, 1)
-    r, z = torch.sigmoid(r + r_h), torch.sigmoid(z + z_h)
-    n = torch.tanh(n + r * n_h)
-    return ((1 - z) * n + z * state[0],)
 
 
 def as_states(result):
