@@ -8,7 +8,8 @@ A line of the table says `proved` if, in training and in evaluation:
 - in float64, with `F = W` sent through the feedback operation at every site, gradients agree within 1e-10;
 - in float64, with `F = 2 W`, gradients agree within 1e-10 with those of the plain model whose recorded graph
   doubles the error below each application of a weight: no use of a weight goes without feedback;
-- what the dispatcher saw multiplied with activations is a site, or is named with its reason;
+- what the dispatcher saw multiplied with activations is a site, or is named with its reason, by this
+  folder's account and by the package's own;
 - `revert` gives back the plain model's state, bit for bit, its classes and its attributes' names.
 """
 
@@ -31,7 +32,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pfa_convert import convert, revert
 from pfa_convert.alignment import feedback_of
 from pfa_convert.graph.discover import NOT_REACHED
-from pfa_convert.verify import largest_difference
+from pfa_convert.verify import largest_difference, verify
 
 TOLERANCE = 1e-10
 """For float64 gradients, relative to each Parameter's own norm or, where larger, a 1e-4 of the mean one's."""
@@ -210,6 +211,9 @@ def _prove_account(model: nn.Module, call: Call, findings: Findings) -> None:
             n for n in seen - sites if not any(n == one or n.startswith(f"{one}.") for one in named)
         )
         findings.claim(not left, f"{when}{len(left)} applied, but no site and not named: {left[:3]}")
+        balance = verify(converted, *call.args, **call.kwargs)
+        open_ones = [entry.name for entry in balance.unaccounted]
+        findings.claim(balance.balanced, f"{when}the account does not balance: {open_ones[:3]}")
     if report.skipped:
         findings.note(f"named as no sites: {'; '.join(sorted({one.reason for one in report.skipped}))}")
 

@@ -17,6 +17,7 @@ from pfa_convert.alignment import feedback_of
 from pfa_convert.feedback import products
 from pfa_convert.feedback.primitive import FeedbackPass
 from pfa_convert.rules.fixed import FixedPathway
+from pfa_convert.verify import verify
 
 EXACT = 1e-10
 """In float64, of the largest gradient: a dozen steps, each of sums of a few dozen products."""
@@ -128,6 +129,7 @@ def check(lines, rule, seed):
         for given_mask in (None, mask):
             assert_through_feedback(*(run(model, x, given_mask) for model in models))
         assert_through_feedback(*(run(turned(model), x) for model in models))
+        assert verify(converted, x).balanced
     back = revert(converted)
     assert [type(m) for m in back.modules()] == [type(m) for m in plain.modules()]
     assert back.state_dict().keys() == plain.state_dict().keys()
