@@ -135,8 +135,13 @@ def prove(name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 @torch.no_grad()
 def with_values(model: nn.Module) -> None:
-    """Move gains, biases and what starts at zero: behind a zero, no error would arrive to be compared."""
+    """Move gains, biases and what starts at zero: behind a zero, no error would arrive to be compared.
+
+    What the library left uninitialised (open_clip's CoCa, for a checkpoint to fill) gets values, too.
+    """
     for parameter in model.parameters():
+        if parameter.is_floating_point() and not bool((parameter.abs() < 100).all()):
+            parameter.normal_(std=0.05)
         if parameter.is_floating_point() and (parameter.dim() < 2 or not parameter.any()):
             parameter.add_(0.05 * torch.randn_like(parameter))
 
