@@ -15,7 +15,7 @@ from steps import CONTEXTS, STATEMENTS, STEPS
 from pfa_convert import convert, revert
 from pfa_convert.alignment import feedback_of
 from pfa_convert.feedback import products
-from pfa_convert.feedback.primitive import FeedbackPass
+from pfa_convert.feedback.pathway import FeedbackPass
 from pfa_convert.rules.fixed import FixedPathway
 from pfa_convert.verify import verify
 
