@@ -171,7 +171,13 @@ class FollowWeights(TorchFunctionMode):
         """Return the result of a call that applies no weight, and note what it computed from weights."""
         args, kwargs = self.with_taps(args, kwargs, learned)
         result = func(*args, **kwargs)
+        if func in IN_PLACE:
+            self.change(func, args, kwargs)
+            return result
         if not isinstance(result, Tensor | list | tuple):
+            return result
+        if makes_new_values(func):
+            self._constants.add(Learned(result))
             return result
         unknown = any(self.find(t) is None and not self.is_constant(t) for t in tensors)
         mixed = any(one.mixed for one in learned)
@@ -188,6 +194,39 @@ class FollowWeights(TorchFunctionMode):
             return result
         self._note(func, args, kwargs, result, learned, mixed)
         return result
+
+    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Follow a change in place of a tensor that is computed from weights, or becomes so by it.
+
+        The same is done to its feedback weight. A change of a Parameter itself is the user's own business.
+        """
+
+        def feedback_of(operand: Any) -> Any:
+            found = self.find(operand)
+            return operand if found is None else found.feedback()
+
+        changed, *others = args
+        learned = self.find(changed)
+        if learned is None and not self.is_constant(changed):
+            return
+        if learned is not None and self.is_of_parameter(changed):
+            return
+        with torch.no_grad():
+            twin = changed.clone() if learned is None else learned.feedback()
+            rest, keywords = replaced(others, kwargs, feedback_of)
+            if learned is None:
+                self.remember(Learned(changed, recompute=lambda: twin))
+            func(twin, *rest, **keywords)
+
+    def is_of_parameter(self, tensor: Tensor) -> bool:
+        """Say whether a tensor shares its memory with a Parameter that is followed."""
+        if torch.compiler.is_compiling():
+            return False
+        memory = tensor.untyped_storage().data_ptr()
+        return any(
+            isinstance(one.tensor, nn.Parameter) and one.tensor.untyped_storage().data_ptr() == memory
+            for one in self._learned
+        )
 
     def _note(
         self,
@@ -206,6 +245,9 @@ class FollowWeights(TorchFunctionMode):
 
         def recompute() -> Any:
             twin_args, twin_kwargs = replaced(args, kwargs, feedback_of)
+            if plain_name(func) in _DROPPING:  # the same elements are dropped, without new random numbers
+                dropped = (result / args[0]).nan_to_num(0.0, 0.0, 0.0)
+                return twin_args[0] * dropped
             return func(*twin_args, **twin_kwargs)
 
         several = isinstance(result, list | tuple)
@@ -241,6 +283,9 @@ class _Noted:
             if one.tensor is tensor:
                 return one
         return None
+
+    def __iter__(self) -> Iterator[Learned]:
+        return iter([*self._noted, *self._by_id.values()])
 
     def clear(self) -> None:
         self._noted.clear()
@@ -285,6 +330,11 @@ def _same_shape(result: Any, learned: Sequence[Learned]) -> bool:
 def is_lookup(func: Any) -> bool:
     """Say whether a function takes rows of a table."""
     return plain_name(func) in _LOOKUPS
+
+
+def makes_new_values(func: Any) -> bool:
+    """Say whether a function takes no more than the shape from a tensor."""
+    return plain_name(func) in _NEW_VALUES
 
 
 def is_elementwise(func: Any) -> bool:
@@ -414,6 +464,11 @@ _ELEMENTWISE = frozenset(
     ]
 )
 _MULTIPLYING = frozenset(["mul", "rmul", "imul", "div", "truediv", "itruediv"])
+_DROPPING = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])
+_NEW_VALUES = frozenset(
+    ["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"]
+    + ["new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"]
+)
 _ADDING = frozenset(["add", "radd", "iadd", "sub", "rsub", "isub", "cat", "stack", "where"])
 _LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", "take_along_dim", "index"])
 
@@ -421,7 +476,7 @@ _LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", 
 def _names() -> dict[Any, str]:
     """Return the names of the functions that are told apart; a compiler knows functions, not names."""
     names: dict[Any, str] = {}
-    for name in _SHAPING | _ELEMENTWISE | _ADDING | _LOOKUPS | _PROPERTIES:
+    for name in _SHAPING | _ELEMENTWISE | _ADDING | _DROPPING | _NEW_VALUES | _LOOKUPS | _PROPERTIES:
         for home in (torch, functional, operator, Tensor):
             for spelled in (name, f"__{name}__", f"{name}_"):
                 found = getattr(home, spelled, None)
@@ -436,3 +491,12 @@ _PROPERTIES = frozenset(
     ["T", "mT", "H", "mH", "data", "real", "shape", "dtype", "device", "ndim", "requires_grad"]
 )
 _NAMES = _names()
+
+_OF_AUTOGRAD = frozenset(["requires_grad_", "retain_grad_", "share_memory_", "detach_", "resize_", "set_"])
+IN_PLACE = frozenset(
+    getattr(Tensor, name)
+    for name in dir(Tensor)
+    if (name.endswith("_") and not name.endswith("__") and name not in _OF_AUTOGRAD)
+    or name in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
+)
+"""The methods of a tensor that change it."""

@@ -32,7 +32,7 @@ def no_view(y: Tensor) -> Tensor:
 
 def unviewed(y: Tensor) -> Tensor:
     """Return the same memory as a tensor that autograd does not know as a view."""
-    same: Tensor = torch.ops.aten._unsafe_view(y, y.shape)
+    same: Tensor = torch.ops.aten._unsafe_view(y, y.shape) if y.is_contiguous() else y.clone()
     return same
 
 

@@ -148,9 +148,9 @@ class MatrixProduct:
         of_first, of_second = needs[:2] if not self.left else (needs[1], needs[0])
         grads: list[Tensor | None] = [None, None]
         if of_first:
-            grads[0] = _summed(spread, column.mT, row.shape).reshape(first.shape)
+            grads[0] = _summed(spread, column.mH, row.shape).reshape(first.shape)
         if of_second:
-            grads[1] = _summed(row.mT, spread, column.shape).reshape(second.shape)
+            grads[1] = _summed(row.mH, spread, column.shape).reshape(second.shape)
         if self.left:
             grads.reverse()
         return grads[0], grads[1], delta.reshape(-1, delta.shape[-1]).sum(0) if needs[2] else None

@@ -50,6 +50,10 @@ class Product:
 
     def slots(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Slot]:
         """Return where the operands of a call stand; fewer if some were not given."""
+        if self.name == "chain_matmul":
+            return [(index,) for index in range(len(args))]
+        if self.name == "multi_dot":
+            return [(0, index) for index in range(len(args[0]))]
         if self.name == "einsum":
             if len(args) == 2 and isinstance(args[1], list | tuple):
                 return [(1, index) for index in range(len(args[1]))]
@@ -187,11 +191,20 @@ def _table() -> dict[Any, Product]:
     for home, name in ((torch, "_grouped_mm"), (functional, "grouped_mm"), (aten, "_grouped_mm")):
         if hasattr(home, name):
             table[getattr(home, name)] = _GROUPED
+    table[torch.chain_matmul] = _product("chain_matmul", roles=_of_matmul)
+    table[torch.linalg.multi_dot] = _product("multi_dot", roles=_of_matmul)
+    table[torch.sparse.mm] = _product("sparse_mm", (0, "mat1"), (1, "mat2"), roles=_of_matmul)
+    table[torch.conv_tbc] = _product("conv_tbc", (0, "input"), (1, "weight"), roles=_of_conv_tbc)
     for name, product in _CONVOLUTIONS.items():
         packet = getattr(aten, name)
         for call in (getattr(torch, name), packet, *(getattr(packet, o) for o in packet.overloads())):
             table[call] = product
     return table
+
+
+def _of_conv_tbc(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
+    """`(k, N_in, N_out)`."""
+    return Roles((0, 1))
 
 
 def _of_inner(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from pfa_convert.feedback.layers import Layer, inherited_layer
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.graph.code import could_apply_weights, may_apply_weights, public_methods
-from pfa_convert.graph.flow import Applied, Used, flow
+from pfa_convert.graph.flow import UNSUPPORTED, Applied, Used, flow
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
 from pfa_convert.graph.sites import Site, Unconverted, plain_class, site_name
@@ -189,7 +189,10 @@ class _Walk:
         path = _join(name, use.path)
         weight = module.get_parameter(use.path)
         if isinstance(use, Used) and not (is_weight(weight) and could_apply_weights(use.inside)):
-            self.found.used.setdefault(path, use.use)
+            if use.applies:
+                self.found.leave(path, module, tuple(weight.shape), UNSUPPORTED[use.use])
+            else:
+                self.found.used.setdefault(path, use.use)
             return
         holder = module.get_submodule(use.path.rpartition(".")[0])
         layer = own_layer(holder)

@@ -14,11 +14,18 @@ import torch
 from torch import nn
 
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.follow import FollowWeights, Learned, axes_after, plain_name, those_that_count
+from pfa_convert.feedback.follow import (
+    FollowWeights,
+    Learned,
+    axes_after,
+    plain_name,
+    tensors_of,
+    those_that_count,
+)
 from pfa_convert.feedback.layout import ProductLayout, WeightLayout
 from pfa_convert.feedback.products import Product, Slot, at, operand_layout, product_of
 from pfa_convert.graph.discover import Discovery
-from pfa_convert.graph.flow import use_name
+from pfa_convert.graph.flow import UNSUPPORTED, use_name
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import Site, site_name
 
@@ -53,8 +60,14 @@ def discover_by_example(model: nn.Module, example: Example, found: Discovery) ->
     sites = list(dict.fromkeys(recorder.sites))
     add_sites(found, sites)
     for name, use in recorder.used.items():
-        if name not in found.applied() and use not in FUSED:
-            found.unconverted.pop(name, None)
+        if name in found.applied() or use in FUSED:
+            continue
+        found.unconverted.pop(name, None)
+        if use in UNSUPPORTED:
+            holder, _, _ = name.rpartition(".")
+            shape = tuple(model.get_parameter(name).shape)
+            found.leave(name, model.get_submodule(holder), shape, UNSUPPORTED[use])
+        else:
             found.used[name] = use
     return sites
 
@@ -102,6 +115,11 @@ class _Recorder(FollowWeights):
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Be told that it has ended."""
         self._running.pop()
+
+    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the weights that a tensor is changed by, unless it is one itself."""
+        if self.find(args[0]) is None:
+            self.used_otherwise(func, [one for one in map(self.find, tensors_of(args, kwargs)) if one])
 
     def describe(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned], made: Learned

@@ -21,6 +21,7 @@ from pfa_convert.feedback.follow import (
     is_elementwise,
     is_lookup,
     keeps_mixtures,
+    makes_new_values,
     plain_name,
     those_that_count,
 )
@@ -46,6 +47,11 @@ class Used:
     path: str
     use: str
     inside: Any = None
+
+    @property
+    def applies(self) -> bool:
+        """Whether that is a linear map, of a kind that has no feedback."""
+        return self.use in UNSUPPORTED
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,9 @@ class _Flow:
         paths = frozenset(path for _, value in weights for path in value.paths)
         if not others:
             return _Value(paths)
+        if node.meta.get("without_gradients"):
+            self._use(node, [value for _, value in weights], "applied without gradients")
+            return _ACTIVATION
         for index, value in weights:
             for path in sorted(value.paths):
                 shape = tuple(attribute(self._owner, path).shape)
@@ -178,7 +187,7 @@ class _Flow:
     def _compute(self, function: Any, node: fx.Node, learned: list[_Value], inputs: list[_Value]) -> _Value:
         """Return what a function that is no product computes."""
         name = plain_name(function)
-        if name in _NO_TENSORS:
+        if name in _NO_TENSORS or makes_new_values(function):
             return _CONSTANT
         activation = any(value.activation for value in inputs)
         weights = self._weights(function, node, [value for value in inputs if value.paths])
@@ -200,8 +209,9 @@ class _Flow:
 
 def use_name(function: Any) -> str:
     """Return what a function that is no product does with a weight, in a report's words."""
-    name = plain_name(function) or str(getattr(function, "__name__", "used")).strip("_")
-    return _USES.get(name, name)
+    called = str(getattr(function, "__name__", "used"))
+    name = plain_name(function) or called.strip("_")
+    return _USES.get(called, _USES.get(name, name))
 
 
 def attribute(owner: nn.Module, path: str) -> Any:
@@ -225,6 +235,18 @@ def _nothing(*_: Any) -> None:
 
 
 _TENSOR_METHODS: dict[Any, Any] = {operator.matmul: torch.matmul}
+
+UNSUPPORTED = {
+    "addmm in place": "addmm_ applies it in place",
+    "addmv in place": "addmv_ applies it in place",
+    "addbmm in place": "addbmm_ applies it in place",
+    "baddbmm in place": "baddbmm_ applies it in place",
+    "vecdot": "vecdot applies it",
+    "cosine_similarity": "cosine_similarity compares with it",
+    "cdist": "cdist compares with it",
+    "learned input of attention": "attention has it among its queries, keys or values",
+}
+"""What applies a weight without feedback, as a reason."""
 
 _NO_TENSORS = frozenset(["shape", "size", "dim", "ndim", "device", "dtype", "numel", "len", "requires_grad"])
 
@@ -251,4 +273,8 @@ _USES = {
     "rms_norm": "norm",
     "prelu": "slope",
     "scaled_dot_product_attention": "learned input of attention",
+    "addmm_": "addmm in place",
+    "addmv_": "addmv in place",
+    "addbmm_": "addbmm in place",
+    "baddbmm_": "baddbmm in place",
 }

@@ -102,7 +102,8 @@ def trace_method(stand_in: StandIn, module: nn.Module, call: Call) -> Trace:
     tracing = stand_in.tracing
     tracing.call, tracing.read = tracer.call_child, tracer.read
     try:
-        tracer.run(method_of(module, call.method))
+        with torch.enable_grad():
+            tracer.run(method_of(module, call.method))
     except Exception as error:
         return Trace(tracer.graph, _reason(error))
     finally:
@@ -181,6 +182,12 @@ class _OwnForward(fx.Tracer):
 
             self._read[path] = self.create_proxy("get_attr", path, (), {}, proxy_factory_fn=factory)
         return self._read[path]
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Return a node that remembers whether gradients are recorded where it stands."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["without_gradients"] = not torch.is_grad_enabled()
+        return node
 
     def create_arg(self, a: Any) -> Any:
         """Return a node for a tensor or a module of the root, whichever way it was come by."""
