@@ -7,7 +7,6 @@ are constants. A product of such a tensor with anything else applies the weight.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pfa_convert.feedback.attention import attention_of_plain_calls
+from pfa_convert.feedback.functions import (
+    IN_PLACE,
+    drops_elements,
+    is_lookup,
+    keeps_mixtures,
+    makes_new_values,
+    multiplies,
+)
 from pfa_convert.feedback.products import Product, Slot, at, product_of
 
 Replace = Callable[[Any], Any]
@@ -187,7 +194,7 @@ class FollowWeights(TorchFunctionMode):
             # Elementwise, a weight of the same shape stays one: `W * mask`. Spread over a batch, `W * style`,
             # it is a mixture, as is what activations look up: an expert's weight, or mere rows of a table.
             same = not mixed and _same_shape(result, learned)
-            if not same and not is_lookup(func) and plain_name(func) not in _MULTIPLYING:
+            if not same and not is_lookup(func) and not multiplies(func):
                 return result
             mixed = not same or is_lookup(func)
         elif mixed and not keeps_mixtures(func):
@@ -245,7 +252,7 @@ class FollowWeights(TorchFunctionMode):
 
         def recompute() -> Any:
             twin_args, twin_kwargs = replaced(args, kwargs, feedback_of)
-            if plain_name(func) in _DROPPING:  # the same elements are dropped, without new random numbers
+            if drops_elements(func):  # the same elements are dropped, without new random numbers
                 dropped = (result / args[0]).nan_to_num(0.0, 0.0, 0.0)
                 return twin_args[0] * dropped
             return func(*twin_args, **twin_kwargs)
@@ -325,178 +332,3 @@ def _part(shared: Learned, index: int) -> Callable[[], Any]:
 
 def _same_shape(result: Any, learned: Sequence[Learned]) -> bool:
     return isinstance(result, Tensor) and any(one.tensor.shape == result.shape for one in learned)
-
-
-def is_lookup(func: Any) -> bool:
-    """Say whether a function takes rows of a table."""
-    return plain_name(func) in _LOOKUPS
-
-
-def makes_new_values(func: Any) -> bool:
-    """Say whether a function takes no more than the shape from a tensor."""
-    return plain_name(func) in _NEW_VALUES
-
-
-def is_elementwise(func: Any) -> bool:
-    """Say whether a function computes each element from those at the same place."""
-    return plain_name(func) in _ELEMENTWISE
-
-
-def keeps_mixtures(func: Any) -> bool:
-    """Say whether what a function makes of a mixture of weights is still one."""
-    return plain_name(func) in _SHAPING or is_elementwise(func)
-
-
-def those_that_count(func: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Return which of the tensors that make up a weight are weights themselves, by dimensions and elements.
-
-    Where they are multiplied as matrices, added or put side by side, all of two dimensions or more are. In
-    anything else, `g * V / |V|`, those smaller than the largest are its scale.
-    """
-    every = range(len(sizes))
-    if product_of(func) is not None or plain_name(func) in _ADDING:
-        kept = [index for index in every if sizes[index][0] > 1]
-    else:
-        kept = [index for index in every if sizes[index][1] == max(elements for _, elements in sizes)]
-    return kept or list(every)
-
-
-def axes_after(
-    name: str,
-    arguments: Sequence[Any],
-    kwargs: dict[str, Any],
-    axes: tuple[int, ...] | None,
-    dimensions: int | None = None,
-) -> tuple[int, ...] | None:
-    """Return the order of dimensions after a function, from that before; None where it cannot be said."""
-    if axes is None:
-        return None
-    size = len(axes)
-    if name in ("t", "T", "mT", "H", "mH", "adjoint") and size == 2:
-        return axes[::-1]
-    if name in ("mT", "mH", "adjoint"):
-        return (*axes[:-2], axes[-1], axes[-2])
-    if name in ("transpose", "swapaxes", "swapdims"):
-        first, second = [*arguments, *kwargs.values()][:2]
-        if not isinstance(first, int) or not isinstance(second, int):
-            return None
-        swapped = list(axes)
-        swapped[first], swapped[second] = swapped[second], swapped[first]
-        return tuple(swapped)
-    if name == "permute":
-        order = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else arguments
-        known = len(order) == size and all(isinstance(d, int) for d in order)
-        return tuple(axes[d] for d in order) if known else None
-    if name in _RESHAPING or (dimensions is not None and dimensions != size):
-        return None
-    return axes
-
-
-def plain_name(func: Any) -> str:
-    """Return the name of a function of PyTorch's, or of a tensor's property, without underscores."""
-    return _NAMES.get(func, "")
-
-
-_RESHAPING = frozenset(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "expand",
-        "unsqueeze",
-        "squeeze",
-        "repeat",
-        "reshape_as",
-        "view_as",
-        "movedim",
-        "moveaxis",
-        "stack",
-    ]
-)
-_SHAPING = _RESHAPING | frozenset(
-    [
-        "t",
-        "T",
-        "mT",
-        "H",
-        "mH",
-        "adjoint",
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "permute",
-        "contiguous",
-        "getitem",
-        "split",
-        "chunk",
-        "unbind",
-        "to",
-        "type_as",
-        "float",
-        "half",
-        "bfloat16",
-        "double",
-        "narrow",
-        "select",
-        "clone",
-        "cat",
-    ]
-)
-_ELEMENTWISE = frozenset(
-    [
-        "mul",
-        "rmul",
-        "imul",
-        "div",
-        "truediv",
-        "itruediv",
-        "add",
-        "radd",
-        "iadd",
-        "sub",
-        "rsub",
-        "isub",
-        "neg",
-        "where",
-        "masked_fill",
-        "dropout",
-    ]
-)
-_MULTIPLYING = frozenset(["mul", "rmul", "imul", "div", "truediv", "itruediv"])
-_DROPPING = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])
-_NEW_VALUES = frozenset(
-    ["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"]
-    + ["new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"]
-)
-_ADDING = frozenset(["add", "radd", "iadd", "sub", "rsub", "isub", "cat", "stack", "where"])
-_LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", "take_along_dim", "index"])
-
-
-def _names() -> dict[Any, str]:
-    """Return the names of the functions that are told apart; a compiler knows functions, not names."""
-    names: dict[Any, str] = {}
-    for name in _SHAPING | _ELEMENTWISE | _ADDING | _DROPPING | _NEW_VALUES | _LOOKUPS | _PROPERTIES:
-        for home in (torch, functional, operator, Tensor):
-            for spelled in (name, f"__{name}__", f"{name}_"):
-                found = getattr(home, spelled, None)
-                if not callable(found):
-                    found = getattr(found, "__get__", None)
-                if found is not None:
-                    names[found] = name
-    return names
-
-
-_PROPERTIES = frozenset(
-    ["T", "mT", "H", "mH", "data", "real", "shape", "dtype", "device", "ndim", "requires_grad"]
-)
-_NAMES = _names()
-
-_OF_AUTOGRAD = frozenset(["requires_grad_", "retain_grad_", "share_memory_", "detach_", "resize_", "set_"])
-IN_PLACE = frozenset(
-    getattr(Tensor, name)
-    for name in dir(Tensor)
-    if (name.endswith("_") and not name.endswith("__") and name not in _OF_AUTOGRAD)
-    or name in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
-)
-"""The methods of a tensor that change it."""

@@ -114,8 +114,12 @@ class Redirect(FollowWeights):
         Raises:
             RuntimeError: for a weight that is applied inside reentrant checkpointing.
         """
-        if product_of(func) is not None and any(self.find(t) for t in tensors_of(args, kwargs)):
-            _refuse_reentrant_checkpointing()
+        applied = product_of(func) is not None and any(self.find(t) for t in tensors_of(args, kwargs))
+        if applied and inside_reentrant_checkpointing():
+            raise RuntimeError(
+                "reentrant checkpointing inside a forward that applies weights itself would lose their "
+                "feedback: call checkpoint with use_reentrant=False, or on a module of its own"
+            )
         return func(*args, **kwargs)
 
     def _matrix_product(
@@ -203,22 +207,20 @@ class GivenPathway(Pathway[GivenState]):
 _MATRIX_PRODUCTS = frozenset(["matmul", "mm", "bmm", "mv", "addmm"])
 
 
-def _refuse_reentrant_checkpointing() -> None:
-    """Raise where a frame of reentrant checkpointing lies between this call and the module's forward.
+def inside_reentrant_checkpointing() -> bool:
+    """Say whether a frame of reentrant checkpointing lies between this call and the module's forward.
 
     What it runs now without gradients it runs again in the backward pass, when no mode is active. A layer
     inside it brings its own feedback along both times.
     """
     if torch.compiler.is_compiling():
-        return
+        return False
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code is apply_feedback.__code__ or code is run_redirected.__code__:
-            return
+            return False
         if code.co_name == "forward" and code.co_filename == torch.utils.checkpoint.__file__:
-            raise RuntimeError(
-                "reentrant checkpointing inside a forward that applies weights itself would lose their "
-                "feedback: call checkpoint with use_reentrant=False, or on a module of its own"
-            )
+            return True
         frame = frame.f_back  # type: ignore[assignment]
+    return False

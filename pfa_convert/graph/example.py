@@ -14,14 +14,8 @@ import torch
 from torch import nn
 
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.follow import (
-    FollowWeights,
-    Learned,
-    axes_after,
-    plain_name,
-    tensors_of,
-    those_that_count,
-)
+from pfa_convert.feedback.follow import FollowWeights, Learned, tensors_of
+from pfa_convert.feedback.functions import axes_after, plain_name, those_that_count
 from pfa_convert.feedback.layout import ProductLayout, WeightLayout
 from pfa_convert.feedback.products import Product, Slot, at, operand_layout, product_of
 from pfa_convert.graph.discover import Discovery

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
 
-from pfa_convert.feedback.follow import (
+from pfa_convert.feedback.functions import (
     axes_after,
     is_elementwise,
     is_lookup,

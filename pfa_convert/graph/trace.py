@@ -24,6 +24,7 @@ from torch.fx import _symbolic_trace as symbolic_trace
 from torch.fx.proxy import ParameterProxy, TraceError
 from torch.nn.parameter import UninitializedParameter
 
+from pfa_convert.feedback.redirect import inside_reentrant_checkpointing
 from pfa_convert.graph.sites import plain_class
 from pfa_convert.graph.standin import StandIn
 
@@ -186,7 +187,8 @@ class _OwnForward(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Return a node that remembers whether gradients are recorded where it stands."""
         node = super().create_node(*args, **kwargs)
-        node.meta["without_gradients"] = not torch.is_grad_enabled()
+        plainly = torch.is_grad_enabled() or inside_reentrant_checkpointing()
+        node.meta["without_gradients"] = not plainly
         return node
 
     def create_arg(self, a: Any) -> Any:
