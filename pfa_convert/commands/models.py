@@ -32,12 +32,16 @@ def models_command(
     """List the models, those that match PATTERN (a glob or a part of the name).
 
     `--check` and `--prove` write one line of a table for each model as it is done; a table that is
-    there already is continued.
+    there already is continued. A model of your own, `package.module:factory`, is printed instead; if the
+    module has a function `example_inputs`, it returns the arguments of a call, else images are given.
 
     \b
     pfa-convert models 'vit_*'
     pfa-convert models --check --output coverage.csv
+    pfa-convert models --prove mypackage.models:small
     """
+    if pattern and ":" in pattern and what is not None:
+        return _one_of_the_users(pattern, what)
     names = available(pattern)
     if not names:
         raise UserError(f"no model matches {pattern!r}", given=pattern, choices=available())
@@ -62,4 +66,20 @@ def models_command(
     print_sweep(console, done)
     console.print(f"written to {output}")
     if any(line.status == "failed" for line in done):
+        raise click.exceptions.Exit(1)
+
+
+def _one_of_the_users(name: str, what: str) -> None:
+    """Print what became of one model, and every claim that was checked; exit code 1 if one does not hold."""
+    from dataclasses import asdict
+
+    from pfa_convert.models import build, resolve
+    from pfa_convert.zoo.coverage import check
+    from pfa_convert.zoo.proof import prove
+
+    build(str(resolve(name).name))  # a mistake in the name is the user's, and no line of a table
+    line: Any = check(name) if what == "check" else prove(name)
+    for key, value in asdict(line).items():
+        console.print(f"{key:<16} {value}", markup=False, highlight=False)
+    if line.status not in ("balanced", "proved"):
         raise click.exceptions.Exit(1)

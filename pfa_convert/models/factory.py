@@ -55,8 +55,12 @@ class FactoryModels:
         return DEFAULT_INPUT_SIZE
 
     def example(self, name: str, size: int | None) -> tuple[Any, ...]:
-        """Return a batch of images."""
-        return (images(self.input_size(name), size),)
+        """Return what the module's own `example_inputs()` returns, or a batch of images."""
+        own = getattr(_import(name.partition(":")[0], name), "example_inputs", None)
+        if own is None:
+            return (images(self.input_size(name), size),)
+        arguments = own()
+        return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 SOURCES.register("factory")(FactoryModels())

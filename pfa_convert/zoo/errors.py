@@ -1,7 +1,6 @@
-"""What autograd itself recorded of a forward pass: which weights are applied with feedback, which without.
+"""Comparing the error below each site with backpropagation's, as it goes back through what autograd recorded.
 
-Nothing here looks at how the model was rewritten. The graph that autograd will walk back through is
-searched for the operations that apply a learned weight.
+Nothing here looks at how the model was rewritten: the recorded graph is searched for the feedback operations.
 """
 
 from __future__ import annotations
@@ -10,15 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfa_convert.feedback.operations import Operation
-
-PLAIN_WEIGHT_EDGE = {"ConvolutionBackward0": 1, "LinearBackward0": 1, "AddmmBackward0": 2, "MmBackward0": 1}
-"""PyTorch's own operations that apply a weight, and which of their operands it is."""
-
-PRODUCTS = {"AddmmBackward0", "MmBackward0"}
-"""These are a linear map only if they apply a transposed weight; others are products of the model's own."""
 
 FEEDBACK = "FeedbackPassBackward"
 
@@ -42,22 +35,6 @@ def applied_with_feedback(outputs: Iterable[Tensor]) -> Iterator[tuple[Any, set[
             yield operation, set(_leaves(operation.next_functions[1][0]))
 
 
-def applied_plainly(outputs: Iterable[Tensor]) -> set[Tensor]:
-    """Return the Parameters that a linear map or a convolution of PyTorch's own applies.
-
-    What an operation applies is no learned weight if it comes from activations.
-    """
-    found: set[Tensor] = set()
-    for operation in operations(outputs):
-        edge = PLAIN_WEIGHT_EDGE.get(operation.name())
-        applied = None if edge is None else operation.next_functions[edge][0]
-        if applied is not None and (operation.name() not in PRODUCTS or applied.name() == "TBackward0"):
-            leaves = _leaves(applied)
-            if all(isinstance(leaf, nn.Parameter) for leaf in leaves):
-                found |= {leaf for leaf in leaves if leaf.dim() >= 2}
-    return found
-
-
 def _leaves(operation: Any) -> set[Tensor]:
     """Return the leaf tensors, Parameters or inputs, that an operand was computed from.
 
@@ -79,20 +56,17 @@ def _leaves(operation: Any) -> set[Tensor]:
 class ErrorsBelow:
     """Notes, as the error goes back, below which of the weights it differs from backpropagation's.
 
-    `applied` are the weights that the forward pass applied with feedback, `foreign` the Parameters of
-    operations that apply none of the given weights; `silent` are weights that no error reached.
+    `applied` are the weights that the forward pass applied with feedback; `silent` those that no error
+    reached.
     """
 
     def __init__(self, outputs: Iterable[Tensor], weights: set[Tensor]) -> None:
         self.applied: set[Tensor] = set()
-        self.foreign: set[Tensor] = set()
         self.changed: set[Tensor] = set()
         self.silent: set[Tensor] = set()
         for operation, parameters in applied_with_feedback(outputs):
             applied = parameters & weights
             self.applied |= applied
-            if not applied:
-                self.foreign |= parameters
             x, W, *_ = operation.saved_tensors
             operation.register_hook(self._compare(operation.operation, x, W, applied))
 
