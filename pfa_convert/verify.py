@@ -47,11 +47,11 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     `print(verify(model, x))` shows them; `.balanced` says that none is unaccounted.
 
     What the check does not see: a product of a learned tensor written as `mul` and `sum` with anything in
-    between (directly one after the other it is seen); values that leave PyTorch (`.tolist()`); the other
-    branches of a forward. A state that an earlier run left in a buffer counts as a constant. Operations of
-    other libraries count as linear uses of all that is learned among their operands. Which operand is the
-    weight is only known by where it came from: with a batch of one, a table of the batch's own shape that is
-    added or multiplied can be taken for a weight, so give two examples.
+    between (directly one after the other it is seen), or as a scale in Fourier space; values that leave
+    PyTorch (`.tolist()`); the other branches of a forward. A state that an earlier run left in a buffer
+    counts as a constant. Operations of other libraries count as linear uses of all that is learned among
+    their operands. Which operand is the weight is only known by where it came from: with a batch of one, a
+    table of the batch's own shape that is added or multiplied can be taken for a weight: give two examples.
 
     The model runs once in the mode it is in, with gradients recorded but no backward pass. Its attributes,
     Parameters, buffers, the inputs and the random numbers are put back; what its code changes within lists or
@@ -74,7 +74,7 @@ def uses(model: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Use, ...]:
 def _account(model: nn.Module, runs: list[Observer]) -> Account:
     used = dict.fromkeys(use for run in runs for use in run.uses)
     read = {name for run in runs for name in run.read}
-    return draw_up(model, _parameters(model), used, read, getattr(model, "conversion", None))
+    return draw_up(model, _parameters(model), used, read)
 
 
 def _observe(model: nn.Module, training: bool, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Observer:

@@ -149,6 +149,7 @@ HIDDEN = {
         lambda s, x: checkpoint(lambda y: y @ s.W, x.requires_grad_(), use_reentrant=True),
         "W",
     ),
+    "a solved system": (lambda s, x: torch.linalg.solve(s.W, x.t()), "W"),
     "under vmap": (lambda s, x: torch.vmap(lambda row: s.W @ row)(x), "W"),
 }
 
@@ -292,6 +293,27 @@ def test_every_rule_balances(rule, kind):
     account = verify(model, x(2, 3, 4))
     assert account.balanced and account.share == 100 and set(status(account).values()) == {"site"}
     assert not [use for use in account.uses if use.linear and use.way == "plain" and rule != "dfa"]
+
+
+@pytest.mark.parametrize("strategy", ["explicit", "fused", "collapsed"])
+def test_every_strategy_balances(strategy):
+    model = nn.Sequential(
+        nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(16, 2), module(lambda s, x: x @ s.W, W=P(2, 3))
+    )
+    account = verify(convert(model, "pfa", options={"strategy": strategy}), x(2, 3, 4))
+    assert account.balanced and account.share == 100
+
+
+def test_a_converted_part_of_a_model_has_its_sites_and_the_rest_none():
+    whole = nn.Sequential(convert(nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), "fa"), nn.Identity())
+    whole[0].forward = lambda x: whole[0][1](whole[0][0](x))[0]
+    whole.append(nn.Linear(4, 2))
+    assert status(verify(whole, x())) == {
+        "0.0.weight": "site",
+        "0.1.weight_ih_l0": "skipped",
+        "0.1.weight_hh_l0": "skipped",
+        "2.weight": "unaccounted",
+    }
 
 
 def test_a_tied_weight_is_one_entry_and_parameters_in_one_storage_are_told_apart():

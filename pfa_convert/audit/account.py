@@ -36,6 +36,10 @@ class Entry:
     what: str
     applied: bool
 
+    def __str__(self) -> str:
+        """Return status and what it means."""
+        return f"{self.status}: {self.what}" if self.what else self.status
+
     @property
     def elements(self) -> int:
         """The number of the Parameter's elements."""
@@ -87,10 +91,7 @@ class Account:
 
     def __str__(self) -> str:
         """Return one line for each Parameter, and the balance."""
-        lines = [
-            f"{entry.name:<44} {'x'.join(map(str, entry.shape)):<16} {entry.status}: {entry.what}"
-            for entry in self.entries
-        ]
+        lines = [f"{entry.name:<44} {'x'.join(map(str, entry.shape)):<16} {entry}" for entry in self.entries]
         counts = [f"{len(self.having(status))} {status}" for status in _STATUSES if self.having(status)]
         verdict = "the account balances" if self.balanced else "the account does NOT balance"
         return "\n".join([*lines, f"{', '.join(counts)}: {verdict}"])
@@ -104,15 +105,14 @@ def draw_up(
     parameters: Mapping[str, Tensor],
     uses: Iterable[Use],
     read: set[str],
-    report: ConversionReport | None,
 ) -> Account:
-    """Return the account of a run, compared with the report of the conversion."""
+    """Return the account of a run, compared with the reports of the model's and its parts' conversions."""
     uses = tuple(uses)
     by_parameter: dict[str, list[Use]] = {name: [] for name in parameters}
     for use in uses:
         for name in use.parameters:
             by_parameter[name].append(use)
-    claims = _Claims(model, parameters, report)
+    claims = _Claims(model, parameters)
     with_feedback = {
         name for use in uses if use.linear and use.way == FEEDBACK for name in use.parameters
     } & claims.rules.keys()
@@ -132,19 +132,21 @@ def draw_up(
 class _Claims:
     """What a conversion's report says of each Parameter, by the name that the account gives it."""
 
-    def __init__(
-        self, model: nn.Module, parameters: Mapping[str, Tensor], report: ConversionReport | None
-    ) -> None:
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         names = {parameter: name for name, parameter in parameters.items()}
         self.rules: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
-        for site in report.sites if report is not None else ():
-            name = names.get(model.get_parameter(site.weight))
-            if name is not None:
-                self.rules[name] = site.rule
-        for left in report.skipped if report is not None else ():
-            self.skipped[left.name] = left.reason
-            for name in _named_alike(model, parameters, left.name):
+        for path, part in model.named_modules():
+            report = getattr(part, "conversion", None)
+            if not isinstance(report, ConversionReport):
+                continue
+            for site in report.sites:
+                name = names.get(part.get_parameter(site.weight))
+                if name is not None:
+                    self.rules[name] = site.rule
+            for left in report.skipped:
+                parameter = _parameter_called(part, left.name)
+                name = f"{path}.{left.name}".strip(".") if parameter is None else names.get(parameter, "")
                 self.skipped[name] = left.reason
 
     def reason(self, name: str) -> str | None:
@@ -205,10 +207,8 @@ def _described(use: Use) -> str:
     return f"{use.operation} ({use.operand}) applies it {how}{where} ({use.line})"
 
 
-def _named_alike(model: nn.Module, parameters: Mapping[str, Tensor], name: str) -> Iterator[str]:
-    """Yield the account's name of the Parameter that a report calls by another."""
+def _parameter_called(module: nn.Module, name: str) -> Tensor | None:
     try:
-        parameter = model.get_parameter(name)
+        return module.get_parameter(name)
     except (AttributeError, KeyError):
-        return
-    yield from (other for other, candidate in parameters.items() if candidate is parameter)
+        return None
