@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ class FactoryModels:
 
     def example(self, name: str, size: int | None) -> tuple[Any, ...]:
         """Return what the module's own `example_inputs()` returns, or a batch of images."""
-        own = getattr(_import(name.partition(":")[0], name), "example_inputs", None)
+        imported(name, "model")
+        own = getattr(sys.modules[name.partition(":")[0]], "example_inputs", None)
         if own is None:
             return (images(self.input_size(name), size),)
         arguments = own()

@@ -154,9 +154,10 @@ def _moves_the_error(converted: nn.Module, weight: str, inputs: Any) -> bool:
     feedback = feedback_of(converted, weight)
     if feedback is None:
         return False
+    state = [tensor for tensor in feedback.state() if tensor is not None]
     found = []
     for factor in (1.0, 3.0):
-        for tensor in feedback.state():
+        for tensor in state:
             tensor.data.mul_(factor)
         given = _with_gradients(inputs)
         converted.zero_grad()
@@ -167,7 +168,7 @@ def _moves_the_error(converted: nn.Module, weight: str, inputs: Any) -> bool:
             *(leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)),
         ]
         found.append([tensor.grad.clone() for tensor in tensors if tensor.grad is not None])
-        for tensor in feedback.state():
+        for tensor in state:
             tensor.data.div_(factor)
     return any(not torch.equal(a, b) for a, b in zip(*found, strict=True))
 

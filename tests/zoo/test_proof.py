@@ -177,7 +177,7 @@ def test_a_model_of_the_users_is_proved_with_inputs_of_its_own(tmp_path, monkeyp
     for what in ("--check", "--prove"):
         result = CliRunner().invoke(models_command, [what, "mine:Hidden"])
         assert result.exit_code == 0 and "sites            2" in result.output
-    assert "no callable" in str(CliRunner().invoke(models_command, ["--prove", "mine:Other"]).exception)
+    assert "has no 'Other'" in str(CliRunner().invoke(models_command, ["--prove", "mine:Other"]).exception)
     assert not list(tmp_path.glob("*.csv"))
 
 
