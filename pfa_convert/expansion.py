@@ -39,7 +39,7 @@ class Draws:
 
 
 def draw_expansion(expansion: float, *, outputs: int, inputs: int, draws: int, seed: int = 0) -> Draws:
-    """Convert a new linear layer to PFA so many times, and look at its `B B^T` and `W`.
+    """Convert a new linear layer to PFA, its `B` uniform as the paper's, and look at `B B^T` and `W`.
 
     Args:
         expansion: middle neurons per output neuron.
