@@ -1,6 +1,9 @@
 """The kit that checks new layers and rules: it accepts what is right, and says what is wrong."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +38,13 @@ def registered():
     yield lambda forward, **more: LAYERS.register(Twice, **{"weights": ["kernel"], **more})(forward)
     LAYERS._entries.pop(Twice, None)
     LAYERS._sources.pop(Twice, None)
+
+
+def test_the_page_on_layers_and_rules_of_ones_own_runs():
+    page = Path(__file__).parents[1] / "docs" / "extending.md"
+    code = page.read_text().partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, check=False)
+    assert "Scaled" in done.stdout and "2 sites (2 half)" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -56,12 +56,18 @@ class ProductRule(SparseRule, PlasticRule):
     def start(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
         """Return pathway and state; a dense closed form with normal entries is drawn directly."""
         collapsed = self.choice.strategy is Strategy.COLLAPSED
+        direct = None
         if collapsed and self.law == "normal" and self.feedback_density == 1:
-            return self.draw_closed_form(layout, W, draw)
-        return super().start(layout, W, draw)
+            direct = self.draw_closed_form(layout, W, draw)
+        return super().start(layout, W, draw) if direct is None else direct
 
-    def draw_closed_form(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
-        """Return the closed form with a state of the law that `initial_state` has, without drawing `B`."""
+    def draw_closed_form(
+        self, layout: WeightLayout, W: Tensor, draw: Draw
+    ) -> tuple[GramPathway, GramState] | None:
+        """Return the closed form with a state of the law that `initial_state` has, without drawing `B`.
+
+        None where `B` and `R` are smaller than that.
+        """
         raise NotImplementedError
 
     def draw_B(self, layout: WeightLayout, draw: Draw) -> Tensor:
@@ -100,11 +106,13 @@ class ProductFeedbackAlignment(ProductRule):
             draw, (layout.groups, outputs, middle), 1.0 / math.sqrt(self.feedback_density * middle)
         )
 
-    def draw_closed_form(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
+    def draw_closed_form(
+        self, layout: WeightLayout, W: Tensor, draw: Draw
+    ) -> tuple[GramPathway, GramState] | None:
         """Draw `G = L L^T / N_mid` and `F_0 = sigma L Z / sqrt(N_mid)`; no middle population is made."""
         outputs, middle = self._sizes(layout)
         if middle < outputs:  # G is singular, B and R are smaller than G and W
-            return super().start(layout, W, draw)
+            return None
         sigma, groups = layout.with_outputs(middle * layout.groups).xavier_std, layout.groups
         exact = draw.exact
         degrees = (middle - torch.arange(outputs, dtype=torch.float64)).expand(groups, outputs)
@@ -145,7 +153,7 @@ class OrthogonalProductFeedbackAlignment(ProductRule):
         B = draw.orthogonal(layout.groups, layout.outputs // layout.groups)
         return B / math.sqrt(self.feedback_density)
 
-    def draw_closed_form(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
+    def draw_closed_form(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[GramPathway, GramState]:
         """Draw `F_0 = B R_0`, which has the law of `R_0`."""
         F = draw.normal(layout.shape, layout.with_outputs(layout.outputs).xavier_std)
         pathway = GramPathway(layout)

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import pytest
 import torch
 from harness import error_below, feedback_of
 from torch import nn
@@ -108,3 +109,10 @@ def test_weight_norm_removed_after_the_conversion_leaves_the_feedback_weight():
     assert torch.allclose(error_below(model, x, delta), delta @ feedback_of(model[0]).F0, atol=1e-6)
     assert type(revert(model)[0]) is nn.Linear
     assert type(plain[0]) is before and plain(x).shape == (5, 3)
+
+
+def test_attention_whose_weight_is_parametrized_after_the_conversion_says_so():
+    model, x = convert(nn.MultiheadAttention(8, 2), "fa"), torch.randn(3, 2, 8)
+    weight_norm(model, "in_proj_weight")
+    with pytest.raises(RuntimeError, match="in_proj_weight of this MultiheadAttention was parametrized"):
+        model(x, x, x)

@@ -133,10 +133,22 @@ def forward_with_feedback(layer: Layer) -> Forward:
     """Return the method that a converted layer runs in the place of `layer.kind.forward`."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not layer.computed:
+            _refuse_computed(self, layer)
         weights = [applied_weight(*held_by(self, name)) for name in layer.weights(self)]
         return layer.forward(self, *weights, *args, **kwargs)
 
     return forward
+
+
+def _refuse_computed(module: nn.Module, layer: Layer) -> None:
+    """Raise RuntimeError where a weight has been parametrized that the forward reads by itself."""
+    for name in layer.weights(module):
+        if is_computed(*held_by(module, name)):
+            raise RuntimeError(
+                f"{name} of this {layer.kind.__name__} was parametrized after the conversion and would "
+                "lose its feedback weight: revert the model, parametrize, and convert again"
+            )
 
 
 def held_by(layer: nn.Module, path: str) -> tuple[nn.Module, str]:
