@@ -73,7 +73,8 @@ from pfa_convert.models import build
 dist.init_process_group("gloo")
 sent = {}
 for name, rule, coupled in [("bp", "bp", False), ("collapsed", "pfa", True), ("fused", "pfa", False)]:
-    model = convert(build("paper/resnet20", 10), rule, options={"expansion": 3} if rule == "pfa" else {})
+    options = {"expansion": 3, "strategy": name} if rule == "pfa" else {}
+    model = convert(build("paper/resnet20", 10), rule, options=options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     if coupled:
         couple(model, optimizer)
