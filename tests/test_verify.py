@@ -231,6 +231,15 @@ def test_the_gain_of_weight_norm_is_part_of_a_weight():
     assert statuses["0.parametrizations.weight.original1"] == "site"
 
 
+def test_a_site_that_no_linear_map_applied_is_none_in_this_run():
+    """A module of the user's whose forward, by a flag set later, uses its weight as a scale."""
+    model = convert(module(lambda s, x: x * s.W if s.scale else x @ s.W, W=P(4, 4), scale=False), "fa")
+    assert status(verify(model, x(2, 4, 4))) == {"W": "site"}
+    model.scale = True
+    (entry,) = verify(model, x(2, 4, 4)).entries
+    assert str(entry) == "no linear map: scale, though the report calls it a site"
+
+
 def test_a_site_that_is_also_used_without_feedback_is_unaccounted():
     """In a hook, which no conversion sees: once with feedback and once without."""
     model = convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "fa")

@@ -189,11 +189,12 @@ def _entry(
         return entry(SKIPPED, reason)
     if not read:
         return entry(NOT_REACHED, "")
+    others = list(_other_uses(uses))
+    if rule is not None and not others:
+        return entry(NOT_REACHED, "")
     if rule is not None:
-        return entry(
-            NOT_REACHED, f"a site that no linear map applied; {', '.join(_other_uses(uses))}".strip("; ")
-        )
-    return entry(NO_LINEAR_MAP, ", ".join(_other_uses(uses)) or "nothing that meets an activation")
+        others.append("though the report calls it a site")
+    return entry(NO_LINEAR_MAP, ", ".join(others) or "nothing that meets an activation")
 
 
 def _other_uses(uses: Iterable[Use]) -> Iterator[str]:
