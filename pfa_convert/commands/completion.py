@@ -45,11 +45,15 @@ def complete_site(context: click.Context, _parameter: click.Parameter, begun: st
     site, equals, _ = begun.partition("=")
     if equals:
         return [offer for rule in rule_facts() if (offer := f"{site}={rule}").startswith(begun)]
+    # An option that still lacks its value keeps click from taking what was typed before for the argument.
+    model = context.params.get("model") or next(iter(context.args), None)
+    if model is None:
+        return []
     with suppress(UserError):
         from pfa_convert.convert import convert
         from pfa_convert.models import build
 
-        converted = convert(build(context.params["model"]).to("meta"), "fa")
+        converted = convert(build(model).to("meta"), "fa")
         return [f"{s.name}=" for s in converted.conversion.sites if s.name.startswith(begun)]
     return []
 
