@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 from mkdocs.structure.files import File, Files
 
 from pfa_convert.cli import cli
+from pfa_convert.recipe_files import schema_file
 from pfa_convert.rule_facts import RuleFacts, rule_facts
 
 RULES = rule_facts()
@@ -29,7 +31,7 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the rules' pages and `commands.md`."""
-    pages = {"rules/index.md": _all_rules(), "commands.md": _commands()}
+    pages = {"rules/index.md": _all_rules(), "commands.md": _commands(), "recipes.md": _recipes()}
     pages |= {f"rules/{name}.md": _rule(rule) for name, rule in RULES.items()}
     for path, lines in pages.items():
         files.append(File.generated(config, path, content="\n".join(lines)))
@@ -53,6 +55,53 @@ def _rule(rule: RuleFacts) -> list[str]:
         lines += ["", "## After training on MNIST", "", f"![by layer](../inspect/{PICTURES[rule.name]})", ""]
         lines += ["How it was measured, and the other rules: [alignment](../inspect/README.md)."]
     return lines
+
+
+def _recipes() -> list[str]:
+    """A table for each section of a recipe, from the schema that editors read."""
+    schema = json.loads(schema_file().read_text(encoding="utf-8"))
+    lines = [
+        "# Recipes",
+        "",
+        "A recipe is one experiment as a YAML file. `pfa-convert recipes` lists the packaged ones,",
+        "`pfa-convert recipes NAME` shows one. With `# yaml-language-server: $schema=FILE` at its top,",
+        "and FILE from `pfa-convert recipes --schema`, editors complete and check it.",
+        "",
+    ]
+    for title, section in {"recipe": schema, **schema["$defs"]}.items():
+        name = "The file" if title == "recipe" else f"`{title.removesuffix('Section').lower()}`"
+        explained = "" if title == "recipe" else section.get("description", "")
+        lines += [
+            f"## {name}",
+            "",
+            explained,
+            "",
+            "| key | values | default | meaning |",
+            "|---|---|---|---|",
+        ]
+        for key, field in section["properties"].items():
+            default = json.dumps(field["default"]) if field.get("default") is not None else ""
+            meaning = field.get("description", "")
+            lines.append(f"| `{key}` | {_values(field)} | {_short(default)} | {meaning} |")
+        lines.append("")
+    return lines
+
+
+def _values(field: dict[str, Any]) -> str:
+    """What a key of the schema can hold, in words."""
+    if "$ref" in field:
+        return f"`{field['$ref'].rpartition('/')[2].removesuffix('Section').lower()}`"
+    if "anyOf" in field:
+        return ", ".join(filter(None, map(_values, field["anyOf"])))
+    if "enum" in field:
+        return " ".join(f"`{value}`" for value in field["enum"])
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {field[key]}" for key, sign in bounds.items() if key in field]
+    return " ".join([str(field.get("type", "")).replace("null", ""), *limits]).strip()
+
+
+def _short(text: str) -> str:
+    return f"`{text}`" if 0 < len(text) <= 30 else ""
 
 
 def _commands() -> list[str]:

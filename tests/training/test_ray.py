@@ -19,8 +19,9 @@ SETTINGS = ["train.epochs=60", "model.hidden=[64]"]
 
 
 @pytest.fixture
-def two_workers():
+def two_workers(monkeypatch):
     ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default they wait for whatever else a machine does
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield ray
     ray.shutdown()
