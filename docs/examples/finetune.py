@@ -1,28 +1,37 @@
 """Fine-tuning: load a plain checkpoint into a converted model, train, and save a plain one again."""
 
 import torch
-import torchvision
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
 from torch.nn import functional
 
-from pfa_convert import convert, couple, strip_feedback
+from pfa_convert import alignment, convert, couple, strip_feedback
+from pfa_convert.models import build
 
 torch.manual_seed(0)
-save_file(
-    torchvision.models.resnet18().state_dict(), "pretrained.safetensors"
-)  # stands for a downloaded file
+images, labels = (torch.as_tensor(array) for array in load_digits(return_X_y=True))
+images = images.float() / 16
 
-model = convert(torchvision.models.resnet18(), rule="pfa-o")
+
+def fit(model, optimizer, chosen, epochs=8):
+    for epoch in range(epochs):
+        for batch in chosen[torch.randperm(len(chosen))].split(32):
+            loss = functional.cross_entropy(model(images[batch]), labels[batch])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        print(f"epoch {epoch}: loss {loss.item():.3f}")
+
+
+plain = build("paper/mlp", 10, in_features=64, hidden=[64, 64])
+fit(plain, torch.optim.SGD(plain.parameters(), lr=0.1), (labels < 5).nonzero().flatten(), epochs=2)
+save_file(plain.state_dict(), "pretrained.safetensors")
+
+model = convert(build("paper/mlp", 10, in_features=64, hidden=[64, 64]), rule="pfa-o")
 model.load_state_dict(load_file("pretrained.safetensors"))  # strictly: the names are the plain model's
-model.fc = torch.nn.Linear(512, 10)  # a new head, trained by backpropagation like any new layer
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.03)
 couple(model, optimizer)
-
-images, labels = torch.randn(16, 3, 64, 64), torch.randint(10, (16,))
-for step in range(4):
-    loss = functional.cross_entropy(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    print(f"step {step}: loss {loss.item():.3f}")
+fit(model, optimizer, torch.arange(len(labels)))
 save_file(strip_feedback(model), "finetuned.safetensors")
+print(f"accuracy {(model(images).argmax(1) == labels).float().mean():.3f}")
+print({site: f"{value['angle_deg']:.1f} degrees" for site, value in alignment(model).items()})

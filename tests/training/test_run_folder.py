@@ -1,7 +1,9 @@
 """A run's folder: nothing in it is lost by accident, what may be changed may be, and who may read it."""
 
 import json
+import math
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -13,6 +15,7 @@ from runs import ENVIRONMENT, call, command, same_bytes
 
 from pfa_convert import UserError, convert, load_recipe, save, train
 from pfa_convert.models import build
+from pfa_convert.reporting.console import alignment_line
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.training.threads import suitable_threads
 
@@ -161,3 +164,31 @@ def test_a_recipe_records_its_experiment(tmp_path):
     assert load_recipe(path).experiment == "my-fast-net-fa" and load_recipe(path).variant is None
     packaged = load_recipe("mnist-sparse-pfa-0.3", ["name=quick"])
     assert (packaged.name, packaged.experiment, packaged.variant) == ("quick", "mnist-sparse", "pfa-0.3")
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "words"),
+    [
+        ("pfa", [], "of F is what it began with, where it is most: to align further, raise"),
+        ("pfa", ["train.optimizer.weight_decay=0.3"], "of F is what it began with, where it is most"),
+        ("fa", [], "path angles"),
+        ("dfa", [], ""),
+    ],
+)
+def test_a_run_says_how_aligned_it_has_ended(tmp_path, rule, settings, words):
+    loaded = recipe("train.weight_decay_schedule={name: constant}", *settings, name=f"digits-mlp-{rule}")
+    result = train(loaded, output=tmp_path)
+    if rule == "dfa":
+        assert not result.angle_deg
+        return
+    line = alignment_line(loaded, result)
+    angles = result.angle_deg.values()
+    assert line.startswith(f"path angles {min(angles):.1f} to {max(angles):.1f} degrees") and words in line
+    assert ("to align further" in line) == (rule == "pfa" and not settings)
+    if rule == "pfa":
+        # By the formula: F = T(W) + s K, where K is what F began with beyond T(W), and s forgets.
+        assert 0 < max(result.start_left.values()) < 1
+        asked = re.search(r"now 0\.03, to about ([\d.]+)\)", line)
+        if asked:
+            left = max(result.start_left.values())
+            assert float(asked.group(1)) == pytest.approx(0.03 * math.log(0.01) / math.log(left), rel=0.1)
