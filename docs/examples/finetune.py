@@ -27,9 +27,9 @@ plain = build("paper/mlp", 10, in_features=64, hidden=[64, 64])
 fit(plain, torch.optim.SGD(plain.parameters(), lr=0.1), (labels < 5).nonzero().flatten(), epochs=2)
 save_file(plain.state_dict(), "pretrained.safetensors")
 
-model = convert(build("paper/mlp", 10, in_features=64, hidden=[64, 64]), rule="pfa-o")
+model = convert(build("paper/mlp", 10, in_features=64, hidden=[64, 64]), rule="pfa", options={"aligned": True})
 model.load_state_dict(load_file("pretrained.safetensors"))  # strictly: the names are the plain model's
-optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.03)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
 couple(model, optimizer)
 fit(model, optimizer, torch.arange(len(labels)))
 save_file(strip_feedback(model), "finetuned.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from pfa_convert.feedback.weight import FeedbackWeight, feedback_weights
 
 CHECK_INTERVAL = 100
 """Steps between two looks at whether `K` is forgotten, which cost a synchronisation."""
+
+LITTLE, SETTLED = 0.01, 100
+"""What counts as forgotten in the outlook, and the steps after which a momentum has found its speed."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,24 @@ class CoupledGroup:
             new = torch.where(skipped.to(old.device) > 0, old, new)
         torch._foreach_copy_(moved, list(new.unbind(0)))
 
+    @torch.no_grad()
+    def outlook(self, forgetting: Tensor) -> tuple[str, str]:
+        """Return `s` and the steps until it is 1 % at the group's present rates, as text.
+
+        The rate is that of a step after `SETTLED` further ones, when a momentum has found its speed.
+        """
+        present = self.optimizer.param_groups[self.index]
+        s, ahead = float(forgetting[S]), forgetting.clone().unsqueeze(0)
+        if s <= LITTLE:
+            return f"{s:.1%}", "0"
+        for step in range(1, SETTLED + 1):
+            before, ahead = float(ahead[0, S]), self.decay.advance(ahead, present)
+            if (after := float(ahead[0, S])) <= LITTLE:
+                return f"{s:.1%}", str(step)
+        if not 0 < after < before:
+            return f"{s:.1%}", "never"
+        return f"{s:.1%}", f"{SETTLED + math.ceil(math.log(LITTLE / after) / math.log(after / before)):,}"
+
 
 class Coupling:
     """The handle that `couple` returns; `strategy` tells what was chosen for each weight, and why.
@@ -60,8 +82,15 @@ class Coupling:
     first optimizer: a checkpoint keeps it, for it decides when `K` is looked at.
     """
 
-    def __init__(self, choices: dict[str, Choice], groups: list[CoupledGroup], optimizers: list[Optimizer]):
+    def __init__(
+        self,
+        weights: dict[str, Tensor],
+        choices: dict[str, Choice],
+        groups: list[CoupledGroup],
+        optimizers: list[Optimizer],
+    ) -> None:
         self.choices = choices
+        self._weights = weights
         self.steps = 0
         self._groups = groups
         self._first = optimizers[0]
@@ -71,6 +100,26 @@ class Coupling:
     def strategy(self) -> dict[str, str]:
         """The strategy of each weight by name, with a reason where there is something to say."""
         return {name: str(choice) for name, choice in self.choices.items()}
+
+    def __str__(self) -> str:
+        """Return a line for each weight: strategy, `s` (how much of the start is left), steps until 1 %."""
+        left = {
+            id(coupled.weight): (coupled.feedback, group)
+            for group in self._groups
+            for coupled in group.members
+        }
+        rows = [("weight", "left", "steps to 1 %", "strategy")]
+        for name, weight in self._weights.items():
+            s, steps = "", ""
+            if id(weight) in left:
+                feedback, group = left[id(weight)]
+                s, steps = group.outlook(feedback.get_buffer("forgetting"))
+            rows.append((name, s, steps, self.strategy[name]))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join(
+            f"{name:<{widths[0]}}  {s:>{widths[1]}}  {steps:>{widths[2]}}  {strategy}"
+            for name, s, steps, strategy in rows
+        )
 
     def remove(self) -> None:
         """Stop following the optimizer; the feedback weights keep the `s` they have."""
@@ -154,7 +203,7 @@ def couple(model: nn.Module, optimizer: Optimizer, *others: Optimizer, collapse:
         CoupledGroup(owner, index, decay_of(owner, owner.param_groups[index]), tuple(coupled))
         for (owner, index), coupled in members.items()
     ]
-    return Coupling(choices, groups, optimizers)
+    return Coupling({name: weight for name, weight, _ in found}, choices, groups, optimizers)
 
 
 def _tie(feedback: FeedbackWeight, optimizer: Optimizer) -> None:

@@ -38,6 +38,10 @@ class ProductRule(SparseRule, PlasticRule):
         "normal", description="law of the entries of B and R; the paper's is uniform, and slow to draw"
     )
 
+    aligned: bool = Field(
+        False, description="begin with `R_0 = B^T W_0`, which has nothing to forget: for trained weights"
+    )
+
     def pathway(self, layout: WeightLayout) -> ProductPathway:
         """Return the pathway with a plastic `R`."""
         form = ExplicitPathway if self.choice.strategy is Strategy.EXPLICIT else ProductPathway
@@ -59,7 +63,8 @@ class ProductRule(SparseRule, PlasticRule):
         direct = None
         if collapsed and self.law == "normal" and self.feedback_density == 1:
             direct = self.draw_closed_form(layout, W, draw)
-        return super().start(layout, W, draw) if direct is None else direct
+        pathway, state = super().start(layout, W, draw) if direct is None else direct
+        return pathway, _aligned(pathway, W, state) if self.aligned else state
 
     def draw_closed_form(
         self, layout: WeightLayout, W: Tensor, draw: Draw
@@ -158,6 +163,15 @@ class OrthogonalProductFeedbackAlignment(ProductRule):
         F = draw.normal(layout.shape, layout.with_outputs(layout.outputs).xavier_std)
         pathway = GramPathway(layout)
         return pathway, pathway.start(W, F, None)
+
+
+def _aligned(pathway: Pathway[Any], W: Tensor, state: Any) -> Any:
+    """Return the state with `R = B^T W`, masked as `R` is; in closed form, `K = B (R_0 - B^T W_0) = 0`."""
+    if isinstance(pathway, Collapsed):
+        return state._replace(K=torch.zeros_like(state.K))
+    assert isinstance(pathway, ProductPathway)
+    R = pathway.change(W, state)
+    return state._replace(R=R if state.mask is None else R * state.mask)
 
 
 class ProductState(NamedTuple):

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from pfa_convert.alignment import alignment
+from pfa_convert.alignment import alignment, feedback_of, report_of
 from pfa_convert.data import load_data
 from pfa_convert.errors import UserError
-from pfa_convert.inspection import inspect
+from pfa_convert.inspection import share_of_start
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.diagnosis import first_not_finite
 from pfa_convert.training.distributed import join
@@ -234,16 +234,23 @@ def _finish(session: Session, folder: RunFolder) -> RunResult:
         norm_ratio={site: value["norm_ratio"] for site, value in angles.items()},
         seconds=round(progress.seconds, 2),
         folder=str(folder.path),
-        start_left={
-            site: found.share_of_start
-            for site, found in inspect(session.model).items()
-            if not math.isnan(found.share_of_start)
-        },
+        start_left=_start_left(session.model),
     )
     if session.processes.main:
         folder.finish(asdict(result))
     session.processes.wait()
     return result
+
+
+def _start_left(model: Any) -> dict[str, float]:
+    """Return by site the share of its start in a plastic `F`."""
+    found = {site: feedback_of(model, site.weight) for site in report_of(model).sites}
+    left = {
+        site.name: share_of_start(feedback, model.get_parameter(site.weight))
+        for site, feedback in found.items()
+        if feedback is not None
+    }
+    return {name: share for name, share in left.items() if not math.isnan(share)}
 
 
 def _means(angles: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -50,6 +50,17 @@ def reproduce_on_ray(
     ray = _connect(address)
     gpus = (1.0 if ray.cluster_resources().get("GPU") else 0.0) if gpus_per_run is None else gpus_per_run
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=TRIES)(run_command)
+    return _ended(ray, task, runs, data_root, settings, device)
+
+
+def _ended(
+    ray: Any,
+    task: Any,
+    runs: Sequence[PlannedRun],
+    data_root: Path | None,
+    settings: Sequence[str],
+    device: str | None,
+) -> Generator[Ended, None, None]:
     waiting: dict[Any, PlannedRun] = {}
     try:
         for run in runs:
@@ -100,7 +111,7 @@ def _connect(address: str) -> Any:
     if not ray.is_initialized():
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
+        except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:  # Ray exits if none answers
+            reason = "it does not answer" if isinstance(error, SystemExit) else str(error).partition("\n")[0]
             raise UserError(f"no Ray cluster at {address!r}: {reason}", where="--ray") from None
     return ray
