@@ -3,7 +3,6 @@
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
-from torch.nn import functional
 
 from pfa_convert import alignment, convert, couple, strip_feedback
 from pfa_convert.models import build
@@ -16,7 +15,7 @@ images = images.float() / 16
 def fit(model, optimizer, chosen, epochs=8):
     for epoch in range(epochs):
         for batch in chosen[torch.randperm(len(chosen))].split(32):
-            loss = functional.cross_entropy(model(images[batch]), labels[batch])
+            loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -27,7 +26,8 @@ plain = build("paper/mlp", 10, in_features=64, hidden=[64, 64])
 fit(plain, torch.optim.SGD(plain.parameters(), lr=0.1), (labels < 5).nonzero().flatten(), epochs=2)
 save_file(plain.state_dict(), "pretrained.safetensors")
 
-model = convert(build("paper/mlp", 10, in_features=64, hidden=[64, 64]), rule="pfa", options={"aligned": True})
+plain = build("paper/mlp", 10, in_features=64, hidden=[64, 64])
+model = convert(plain, rule="pfa", options={"aligned": True})
 model.load_state_dict(load_file("pretrained.safetensors"))  # strictly: the names are the plain model's
 optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
 couple(model, optimizer)

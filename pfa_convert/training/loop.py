@@ -244,11 +244,10 @@ def _finish(session: Session, folder: RunFolder) -> RunResult:
 
 def _start_left(model: Any) -> dict[str, float]:
     """Return by site the share of its start in a plastic `F`."""
-    found = {site: feedback_of(model, site.weight) for site in report_of(model).sites}
     left = {
         site.name: share_of_start(feedback, model.get_parameter(site.weight))
-        for site, feedback in found.items()
-        if feedback is not None
+        for site in report_of(model).sites
+        if (feedback := feedback_of(model, site.weight)) is not None
     }
     return {name: share for name, share in left.items() if not math.isnan(share)}
 
