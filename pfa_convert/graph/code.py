@@ -55,16 +55,14 @@ def own_methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
 
 
 @cache
-def could_apply_weights(function: FunctionType | None) -> bool:
+def could_apply_weights(function: FunctionType) -> bool:
     """Follow the names in a function's code, and in the functions of other modules that it names."""
-    if function is None:
-        return False
     seen: set[FunctionType] = {function}
     stack = [function]
     while stack:
         current = stack.pop()
         for name in _names(current.__code__):
-            if name in _PRODUCT_NAMES:
+            if name in PRODUCT_NAMES:
                 return True
             named = current.__globals__.get(name)
             if not isinstance(named, FunctionType) or named.__module__.startswith("torch."):
@@ -88,6 +86,6 @@ def _names(code: CodeType) -> tuple[str, ...]:
     return tuple(names)
 
 
-_PRODUCT_NAMES = frozenset(
+PRODUCT_NAMES = frozenset(
     {product.name for product in PRODUCTS.values()} - {"inner", "dot"}  # common names of attributes
 ) | {"multi_head_attention_forward", "deform_conv2d"}

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from pfa_convert.feedback.layers import Layer, inherited_layer
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.graph.code import could_apply_weights, may_apply_weights, public_methods
+from pfa_convert.graph.code import may_apply_weights, public_methods
 from pfa_convert.graph.flow import UNSUPPORTED, Applied, Used, flow
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
@@ -188,7 +188,7 @@ class _Walk:
         name = self._names[module]
         path = _join(name, use.path)
         weight = module.get_parameter(use.path)
-        if isinstance(use, Used) and not (is_weight(weight) and could_apply_weights(use.inside)):
+        if isinstance(use, Used) and not (is_weight(weight) and use.inside is not None):
             if use.applies:
                 self.found.leave(path, module, tuple(weight.shape), UNSUPPORTED[use.use])
             else:

@@ -6,6 +6,7 @@ same distinction that `feedback.follow` makes of tensors while a forward runs.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from pfa_convert.feedback.functions import (
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import Product, at, operand_layout, product_of
+from pfa_convert.graph.arguments import applies_argument
 from pfa_convert.graph.trace import is_plain_function
 
 
@@ -110,9 +112,20 @@ class _Flow:
         if product is not None:
             return self._product(product, node)
         if is_plain_function(function) and learned and any(value.activation for value in inputs):
-            self._use(node, learned, f"goes into {function.__name__}()", function)
+            self._enter(node, function)
             return _ACTIVATION
         return self._compute(function, node, learned, inputs)
+
+    def _enter(self, node: fx.Node, function: Any) -> None:
+        """Note the weights that go into a function which is not traced, and whether it applies them."""
+        given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
+        for name, argument in given.items():
+            entries = argument if isinstance(argument, list | tuple) else (argument,)
+            for entry in entries:
+                value = self._values[entry] if isinstance(entry, fx.Node) else _CONSTANT
+                if value.learned:
+                    inside = function if applies_argument(function, name) else None
+                    self._use(node, [value], f"goes into {function.__name__}()", inside)
 
     def _use(self, node: fx.Node, learned: list[_Value], use: str, inside: Any = None) -> None:
         self.uses[node] += [Used(path, use, inside) for value in learned for path in sorted(value.paths)]

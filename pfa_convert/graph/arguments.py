@@ -1,0 +1,92 @@
+"""Whether a function that cannot be traced applies one of its arguments as a weight, by its source."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from types import FunctionType
+
+from pfa_convert.graph.code import PRODUCT_NAMES
+
+
+@cache
+def applies_argument(function: FunctionType, name: str) -> bool:
+    """Say whether a product in a function's source has the argument as an operand.
+
+    It is followed through assignments, rows, views and multiples of it (`W = table[index]`, `W.t()`, `2 * W`)
+    and into the functions that it is given to, but not through sums: those are activations.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return True  # nothing is known, so nothing is ruled out
+    return any(_applies(node, function, derived) for node, derived in _in_order(tree, {name}))
+
+
+def _in_order(tree: ast.AST, derived: set[str]) -> Iterator[tuple[ast.AST, set[str]]]:
+    """Yield a function's expressions in order, with the names that stand for the argument there."""
+    for node in ast.iter_child_nodes(tree):
+        yield from _in_order(node, derived)
+        yield node, derived
+        if isinstance(node, ast.Assign):
+            stays = _is_derived(node.value, derived)
+            for target in node.targets:
+                for named in ast.walk(target):
+                    if isinstance(named, ast.Name):
+                        (derived.add if stays else derived.discard)(named.id)
+
+
+def _applies(node: ast.AST, function: FunctionType, derived: set[str]) -> bool:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        return _is_derived(node.left, derived) or _is_derived(node.right, derived)
+    if not isinstance(node, ast.Call):
+        return False
+    called = node.func
+    operands = [*node.args, *(keyword.value for keyword in node.keywords)]
+    operands += [entry for operand in operands if isinstance(operand, ast.List) for entry in operand.elts]
+    if isinstance(called, ast.Attribute) and called.attr in PRODUCT_NAMES:
+        return any(_is_derived(operand, derived) for operand in [called.value, *operands])
+    if isinstance(called, ast.Name):
+        if called.id in PRODUCT_NAMES:
+            return any(_is_derived(operand, derived) for operand in operands)
+        inner = function.__globals__.get(called.id)
+        if isinstance(inner, FunctionType) and inner is not function and not _of_torch(inner):
+            return any(applies_argument(inner, name) for name in _given(inner, node, derived))
+    return False
+
+
+def _given(inner: FunctionType, call: ast.Call, derived: set[str]) -> Iterator[str]:
+    """Yield the names of the arguments of a called function that are given what is derived."""
+    names = list(inspect.signature(inner).parameters)
+    for name, value in zip(names, call.args, strict=False):
+        if _is_derived(value, derived):
+            yield name
+    for keyword in call.keywords:
+        if keyword.arg in names and _is_derived(keyword.value, derived):
+            yield keyword.arg
+
+
+def _is_derived(value: ast.AST, derived: set[str]) -> bool:
+    """Say whether an expression is the argument, rows or a view of it, or a multiple."""
+    if isinstance(value, ast.Name):
+        return value.id in derived
+    if isinstance(value, ast.Subscript | ast.Attribute | ast.Starred):
+        return _is_derived(value.value, derived)
+    if isinstance(value, ast.Call):
+        source = value.func.value if isinstance(value.func, ast.Attribute) else None
+        return (source is not None and _is_derived(source, derived)) or bool(
+            value.args and _is_derived(value.args[0], derived)
+        )
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult | ast.Div):
+        sides = (value.left, value.right)
+        return any(_is_derived(side, derived) for side in sides) and any(
+            isinstance(side, ast.Constant) for side in sides
+        )
+    return False
+
+
+def _of_torch(function: FunctionType) -> bool:
+    return function.__module__.startswith("torch.")
