@@ -144,7 +144,9 @@ class FollowWeights(TorchFunctionMode):
         """Say whether a tensor is neither learned by feedback nor an activation."""
         return isinstance(tensor, nn.Parameter) or self._constants.find(tensor) is not None
 
-    def used_otherwise(self, function: Any, learned: Sequence[Learned]) -> None:
+    def used_otherwise(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: Sequence[Learned]
+    ) -> None:
         """Be told that a call, which is no product, combines weights with activations."""
 
     def describe(
@@ -189,7 +191,7 @@ class FollowWeights(TorchFunctionMode):
         unknown = any(self.find(t) is None and not self.is_constant(t) for t in tensors)
         mixed = any(one.mixed for one in learned)
         if unknown or mixed:
-            self.used_otherwise(func, [one for one in learned if not one.mixed])
+            self.used_otherwise(func, args, kwargs, [one for one in learned if not one.mixed])
         if unknown and product is None:
             # Elementwise, a weight of the same shape stays one: `W * mask`. Spread over a batch, `W * style`,
             # it is a mixture, as is what activations look up: an expert's weight, or mere rows of a table.

@@ -113,7 +113,8 @@ class _Recorder(FollowWeights):
     def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the weights that a tensor is changed by, unless it is one itself."""
         if self.find(args[0]) is None:
-            self.used_otherwise(func, [one for one in map(self.find, tensors_of(args, kwargs)) if one])
+            learned = [one for one in map(self.find, tensors_of(args, kwargs)) if one is not None]
+            self.used_otherwise(func, args, kwargs, learned)
 
     def describe(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned], made: Learned
@@ -148,8 +149,10 @@ class _Recorder(FollowWeights):
                 self.sites.append(Site(site_name(source), f"{product.name}()", source, inside, layout))
         return function(*args, **kwargs)
 
-    def used_otherwise(self, function: Any, learned: Sequence[Learned]) -> None:
+    def used_otherwise(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: Sequence[Learned]
+    ) -> None:
         """Note what else is done with Parameters."""
         for one in learned:
             for source in one.sources:
-                self.used.setdefault(source, use_name(function))
+                self.used.setdefault(source, use_name(function, args, kwargs, one.tensor))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,7 +206,10 @@ class _Flow:
         weights = self._weights(function, node, [value for value in inputs if value.paths])
         paths = frozenset(path for value in weights for path in value.paths)
         if learned and activation:
-            self._use(node, learned, use_name(function))
+            for entry in node.all_input_nodes:
+                if self._values[entry].learned:
+                    use = use_name(function, node.args, node.kwargs, entry)
+                    self._use(node, [self._values[entry]], use)
             if not is_lookup(function) and not is_elementwise(function):
                 return _ACTIVATION
             return _Value(paths, mixed=True, activation=True)
@@ -220,8 +223,12 @@ class _Flow:
         return _ACTIVATION if activation else _CONSTANT
 
 
-def use_name(function: Any) -> str:
-    """Return what a function that is no product does with a weight, in a report's words."""
+def use_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> str:
+    """Return what a function that is no product does with a weight that it is given, in a report's words."""
+    if function is functional.scaled_dot_product_attention:
+        attended = [*args[:3], *(kwargs.get(name) for name in ("query", "key", "value"))]
+        if not any(operand is weight for operand in attended):
+            return "added"
     called = str(getattr(function, "__name__", "used"))
     name = plain_name(function) or called.strip("_")
     return _USES.get(called, _USES.get(name, name))

@@ -106,6 +106,16 @@ NAMED = {
 }
 
 
+@pytest.mark.parametrize("example", [False, True])
+def test_a_table_that_attention_adds_is_no_weight(example):
+    def biased(self, x):
+        return functional.scaled_dot_product_attention(x, x, x, attn_mask=self.bias)
+
+    plain, x = module(biased, bias=parameter(3, 3)), inputs().float()
+    report = convert(plain, "fa", example=((x,), {}) if example else None).conversion
+    assert not report.skipped and [(one.name, one.use) for one in report.others] == [("bias", "added")]
+
+
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("example", [False, True])
 def test_what_has_no_feedback_is_named_and_left_as_it_is(name, example):
