@@ -28,6 +28,15 @@ ROWS = 24
 """A model with more sites than this is shown by groups."""
 
 
+def _option(rule: str, key: str, value: Any) -> str:
+    """Return an option as the table shows it; no choice that is the rule's default, and no share of 1."""
+    if isinstance(value, bool | str):
+        from pfa_convert.rules import RULES
+
+        return "" if RULES[rule].model_fields[key].default == value else f"{key}={value}"
+    return "" if value == 1 else f"{key}={value:g}"
+
+
 def conversion_table(report: ConversionReport, every_site: bool = False) -> Table:
     """Return a table of the sites: one row each, or one row for each run of alike sites."""
     table = Table("site", "kind", "weight", "rule", "feedback", box=None, header_style="bold", pad_edge=False)
@@ -38,7 +47,7 @@ def conversion_table(report: ConversionReport, every_site: bool = False) -> Tabl
         shapes = {"x".join(map(str, site.weight_shape)) for site in group}
         elements = sum(site.feedback_elements for site in group)
         shape = shapes.pop() if len(shapes) == 1 else f"{len(shapes)} shapes"
-        options = ", ".join(f"{key}={value:g}" for key, value in first.options.items() if value != 1)
+        options = ", ".join(filter(None, (_option(first.rule, *option) for option in first.options.items())))
         table.add_row(name, first.kind, shape, f"{first.rule} {options}".strip(), f"{elements:,}")
     return table
 

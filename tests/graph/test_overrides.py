@@ -26,7 +26,9 @@ def test_an_overrides_options_are_laid_over_the_default_ones():
     model = convert(
         NET, options={"expansion": 4}, overrides=[{"match": "1", "options": {"feedback_density": 0.5}}]
     )
-    assert model.conversion.sites[1].options == {"expansion": 4, "feedback_density": 0.5}
+    options = model.conversion.sites[1].options
+    assert (options["expansion"], options["feedback_density"]) == (4, 0.5)
+    assert model.conversion.sites[0].options["feedback_density"] == 1
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,9 @@ def check(lines, rule, seed):
     report = converted.conversion
     applied, sites = applied_weights(plain), {site.weight for site in report.sites}
     assert sites <= applied, "a site that applies no weight"
-    assert applied - sites <= {one.name for one in report.skipped}, "a weight that is neither site nor named"
+    named = {one.name for one in report.skipped}
+    named |= {other.name for other in report.others if other.use == "applied without gradients"}
+    assert applied - sites <= named, "a weight that is neither site nor named"
 
     def feedback(name):
         weight = converted.get_parameter(name)
