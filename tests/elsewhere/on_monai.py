@@ -63,7 +63,7 @@ model("senet", "SEResNet50", (2, 1, 32, 32), spatial_dims=2, in_channels=1, num_
 model(
     "swin unetr",
     "SwinUNETR",
-    (1, 1, 64, 64),
+    (2, 1, 64, 64),
     feature_size=12,
     depths=(1, 1, 1, 1),
     num_heads=(2, 2, 2, 2),
