@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 CHOSEN = [
     "transformers/gpt2",
-    "transformers/mixtral, expert by expert",
+    "transformers/mixtral",
     "transformers/xlnet",
     "transformers/sam",
     "diffusers/unet-2d-condition",
