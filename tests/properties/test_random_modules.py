@@ -22,7 +22,7 @@ from pfa_convert.verify import verify
 EXACT = 1e-10
 """In float64, of the largest gradient: a dozen steps, each of sums of a few dozen products."""
 
-RULES = ["fa", "usf"]
+RULES = ["fa", "pfa", "usf", "kp"]
 
 steps = st.builds(Line, st.sampled_from(sorted(STEPS)), st.sampled_from(sorted(CONTEXTS)), st.integers(1, 4))
 statements = st.builds(Line, st.sampled_from(sorted(STATEMENTS)))
