@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pfa_convert.atomic import appearing_whole
 from pfa_convert.errors import UserError
 
 FORMAT = "pfa-convert 1"
@@ -20,21 +21,18 @@ FORMAT = "pfa-convert 1"
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and header; the file appears whole or not at all."""
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     metadata = {"format": FORMAT, "header": json.dumps(header)}
     try:
-        partial.touch()  # with the rights that the umask gives; safetensors writes files for the owner alone
-        rights = partial.stat().st_mode
-        save_file(copies, partial, metadata=metadata)
-        partial.chmod(rights)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with appearing_whole(path) as partial:
+            partial.touch()  # with the umask's rights; safetensors writes files for the owner alone
+            rights = partial.stat().st_mode
+            save_file(copies, partial, metadata=metadata)
+            partial.chmod(rights)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot be written: {error.strerror}", where=str(path)) from error
     except SafetensorError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot be written: {error}", where=str(path)) from error
 
 
@@ -44,12 +42,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with appearing_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot be written: {error.strerror}", where=str(path)) from None
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pfa_convert.atomic import appearing_whole
 from pfa_convert.data.base import DATASETS, Data, DeviceSplit, Normalisation, hold_out, require_folder
 from pfa_convert.data.image_files import ImageFiles, decode, list_images
 from pfa_convert.errors import UserError
@@ -101,11 +102,6 @@ def _decoded(cache: Path, files: ImageFiles) -> tuple[Tensor, Tensor]:
         if image.shape != (3, 32, 32):
             raise UserError(f"has the size {image.shape[2]} x {image.shape[1]}, not 32 x 32", where=path)
     images, labels = torch.stack(decoded), torch.tensor(files.labels)
-    partial = cache.with_name(f".{cache.name}.{os.getpid()}.part")
-    try:
+    with suppress(SafetensorError, OSError), appearing_whole(cache) as partial:
         save_file({"images": images, "labels": labels}, partial, metadata={"files": listed})
-        partial.replace(cache)
-    except (SafetensorError, OSError):
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return images, labels

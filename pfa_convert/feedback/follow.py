@@ -8,7 +8,7 @@ are constants. A product of such a tensor with anything else applies the weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from pfa_convert.feedback.functions import (
     makes_new_values,
     multiplies,
 )
-from pfa_convert.feedback.products import Product, Slot, at, product_of
+from pfa_convert.feedback.products import Product, at, product_of
 
 Replace = Callable[[Any], Any]
 
@@ -59,13 +59,17 @@ class Learned:
         """Return the same function of the feedback weights, computed once."""
         if self._feedback is None:
             assert self._recompute is not None
-            if torch.is_grad_enabled():
-                with torch.no_grad():
-                    computed = self._recompute()
-            else:
+            with torch.no_grad():
                 computed = self._recompute()
             self._feedback = computed.detach() if isinstance(computed, Tensor) else computed
         return self._feedback
+
+
+class Operand(NamedTuple):
+    """A weight among the operands of a product, and its number among them."""
+
+    number: int
+    weight: Learned
 
 
 class FollowWeights(TorchFunctionMode):
@@ -90,11 +94,11 @@ class FollowWeights(TorchFunctionMode):
         self,
         function: Any,
         product: Product,
-        slots: list[Slot],
+        weights: list[Operand],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Return the result of a call that multiplies what stands in `slots`, learned, with activations."""
+        """Return the result of a call that multiplies these operands, learned, with activations."""
         raise NotImplementedError
 
     def with_taps(
@@ -121,9 +125,9 @@ class FollowWeights(TorchFunctionMode):
             return result
         product = product_of(func)
         if product is not None:
-            slots, multiplied = self._multiplied(product, args, kwargs)
-            if slots and multiplied:
-                result = self.applied(func, product, slots, args, kwargs)
+            weights, multiplied = self._multiplied(product, args, kwargs)
+            if weights and multiplied:
+                result = self.applied(func, product, weights, args, kwargs)
                 self._note(func, args, kwargs, result, learned, mixed=True)
                 return result
         return self._computed(func, product, args, kwargs, tensors, learned)
@@ -156,17 +160,17 @@ class FollowWeights(TorchFunctionMode):
 
     def _multiplied(
         self, product: Product, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[list[Slot], bool]:
-        """Return the slots of the weights among a product's operands, and whether anything else is there."""
-        slots, others = [], False
+    ) -> tuple[list[Operand], bool]:
+        """Return the weights among a product's operands, and whether anything else is there."""
+        weights, others = [], False
         for index, slot in enumerate(product.slots(args, kwargs)):
-            operand = at(slot, args, kwargs)
-            learned = self.find(operand)
+            tensor = at(slot, args, kwargs)
+            learned = self.find(tensor)
             if learned is not None and (not learned.mixed or index == product.weight):
-                slots.append(slot)
-            elif isinstance(operand, Tensor) and (learned is not None or not self.is_constant(operand)):
+                weights.append(Operand(index, learned))
+            elif isinstance(tensor, Tensor) and (learned is not None or not self.is_constant(tensor)):
                 others = True
-        return slots, others
+        return weights, others
 
     def _computed(
         self,
@@ -209,11 +213,6 @@ class FollowWeights(TorchFunctionMode):
 
         The same is done to its feedback weight. A change of a Parameter itself is the user's own business.
         """
-
-        def feedback_of(operand: Any) -> Any:
-            found = self.find(operand)
-            return operand if found is None else found.feedback()
-
         changed, *others = args
         learned = self.find(changed)
         if learned is None and not self.is_constant(changed):
@@ -222,10 +221,15 @@ class FollowWeights(TorchFunctionMode):
             return
         with torch.no_grad():
             twin = changed.clone() if learned is None else learned.feedback()
-            rest, keywords = replaced(others, kwargs, feedback_of)
+            rest, keywords = replaced(others, kwargs, self._feedback_of)
             if learned is None:
                 self.remember(Learned(changed, recompute=lambda: twin))
             func(twin, *rest, **keywords)
+
+    def _feedback_of(self, operand: Any) -> Any:
+        """Return what stands for an operand where feedback weights are computed as the weights were."""
+        found = self.find(operand)
+        return operand if found is None else found.feedback()
 
     def is_of_parameter(self, tensor: Tensor) -> bool:
         """Say whether a tensor shares its memory with a Parameter that is followed."""
@@ -248,12 +252,8 @@ class FollowWeights(TorchFunctionMode):
     ) -> None:
         """Note that a result is computed from weights, with the way to compute it from feedback weights."""
 
-        def feedback_of(operand: Any) -> Any:
-            found = self.find(operand)
-            return operand if found is None else found.feedback()
-
         def recompute() -> Any:
-            twin_args, twin_kwargs = replaced(args, kwargs, feedback_of)
+            twin_args, twin_kwargs = replaced(args, kwargs, self._feedback_of)
             if drops_elements(func):  # the same elements are dropped, without new random numbers
                 dropped = (result / args[0]).nan_to_num(0.0, 0.0, 0.0)
                 return twin_args[0] * dropped

@@ -15,14 +15,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pfa_convert.feedback.follow import FollowWeights, Learned, replaced, tensors_of
+from pfa_convert.feedback.follow import FollowWeights, Learned, Operand, replaced, tensors_of
 from pfa_convert.feedback.functional import FEEDBACK_CALLS
 from pfa_convert.feedback.graft import graft
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.operations import MatrixProduct
 from pfa_convert.feedback.pathway import Pathway
 from pfa_convert.feedback.primitive import PlasticTap, apply_feedback
-from pfa_convert.feedback.products import Product, Slot, at, product_of
+from pfa_convert.feedback.products import Product, product_of
 from pfa_convert.feedback.weight import FeedbackWeight
 
 
@@ -68,23 +68,21 @@ class Redirect(FollowWeights):
         self,
         function: Any,
         product: Product,
-        slots: list[Slot],
+        weights: list[Operand],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
         """Return the call's result, whose error goes back through the feedback weights."""
-        learned = self.find(at(slots[0], args, kwargs))
-        assert learned is not None
-        index = product.slots(args, kwargs).index(slots[0])
-        if len(slots) == 1 and function in FEEDBACK_CALLS and index == product.weight:
+        index, learned = weights[0]
+        if len(weights) == 1 and function in FEEDBACK_CALLS and index == product.weight:
             transposed = "transpose" in product.name
             fits = isinstance(learned, RawWeight) and learned.state.pathway.layout.is_weight(transposed)
             W, feedback = self._operand(learned, fits)
             args, kwargs = replaced(args, kwargs, lambda t: W if t is learned.tensor else t)
             return FEEDBACK_CALLS[function](*args, feedback=feedback, **kwargs)
-        if len(slots) == 1 and product.name in _MATRIX_PRODUCTS and not kwargs:
-            return self._matrix_product(function, product, learned, index, args)
-        return self._graft(function, slots, args, kwargs)
+        if len(weights) == 1 and product.name in _MATRIX_PRODUCTS and not kwargs:
+            return self._matrix_product(function, weights[0], args)
+        return self._graft(function, weights, args, kwargs)
 
     def with_taps(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned]
@@ -122,12 +120,11 @@ class Redirect(FollowWeights):
             )
         return func(*args, **kwargs)
 
-    def _matrix_product(
-        self, function: Any, product: Product, learned: Learned, index: int, args: tuple[Any, ...]
-    ) -> Any:
+    def _matrix_product(self, function: Any, operand: Operand, args: tuple[Any, ...]) -> Any:
+        index, learned = operand
         bias, operands = (args[0], args[1:]) if len(args) == 3 else (None, args)
         if bias is not None and bias.dim() != 1:
-            return self._graft(function, product.slots(args, {})[index : index + 1], args, {})
+            return self._graft(function, [operand], args, {})
         reverse = function is Tensor.__rmatmul__
         left = (index == 0) != reverse
         fits = isinstance(learned, RawWeight) and learned.state.pathway.layout.is_matrix(left)
@@ -145,13 +142,12 @@ class Redirect(FollowWeights):
         return self._tapped(learned), GivenFeedback(learned.feedback())
 
     def _graft(
-        self, function: Any, slots: list[Slot], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, function: Any, weights: list[Operand], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """Return the result of any product, computed a second time for the error below."""
-        weights = [self.find(at(slot, args, kwargs)) for slot in slots]
 
         def weight_of(tensor: Tensor) -> Learned | None:
-            return next((one for one in weights if one is not None and one.tensor is tensor), None)
+            return next((learned for _, learned in weights if learned.tensor is tensor), None)
 
         def with_weight(tensor: Tensor) -> Tensor:
             learned = weight_of(tensor)

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.follow import FollowWeights, Learned, tensors_of
+from pfa_convert.feedback.follow import FollowWeights, Learned, Operand, tensors_of
 from pfa_convert.feedback.functions import axes_after, plain_name, those_that_count
 from pfa_convert.feedback.layout import ProductLayout, WeightLayout
-from pfa_convert.feedback.products import Product, Slot, at, operand_layout, product_of
+from pfa_convert.feedback.products import Product, operand_layout, product_of
 from pfa_convert.graph.discover import Discovery
 from pfa_convert.graph.flow import UNSUPPORTED, use_name
 from pfa_convert.graph.layers import own_layer
@@ -131,19 +131,17 @@ class _Recorder(FollowWeights):
         self,
         function: Any,
         product: Product,
-        slots: list[Slot],
+        weights: list[Operand],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
         """Note the weights that a product applies, unless a layer of PyTorch's does it with its own."""
         module = self._running[-1]
         owner = self._names[module]
-        for slot in slots:
-            learned = self.find(at(slot, args, kwargs))
-            index = product.slots(args, kwargs).index(slot)
-            for source in learned.sources if learned is not None and own_layer(module) is None else ():
+        for index, learned in weights if own_layer(module) is None else ():
+            axes = learned.axes if len(learned.sources) == 1 else None
+            for source in learned.sources:
                 shape = tuple(self._model.get_parameter(source).shape)
-                axes = learned.axes if learned is not None and len(learned.sources) == 1 else None
                 layout = operand_layout(product, index, shape, args, kwargs, axes)
                 inside = owner if source.startswith(f"{owner}.") else ""
                 self.sites.append(Site(site_name(source), f"{product.name}()", source, inside, layout))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
@@ -230,8 +229,10 @@ def use_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weig
         if not any(operand is weight for operand in attended):
             return "added"
     called = str(getattr(function, "__name__", "used"))
+    if called in UNSUPPORTED:
+        return called
     name = plain_name(function) or called.strip("_")
-    return _USES.get(called, _USES.get(name, name))
+    return _USES.get(name, name)
 
 
 def attribute(owner: nn.Module, path: str) -> Any:
@@ -247,20 +248,18 @@ def function_of(node: fx.Node) -> Callable[..., Any]:
         found = getattr(Tensor, node.args[1], _nothing)
         return getattr(found, "__get__", _nothing) if not callable(found) else found
     target: Any = node.target
-    return _TENSOR_METHODS.get(target, target)
+    return target
 
 
 def _nothing(*_: Any) -> None:
     """Stand for what no tensor has."""
 
 
-_TENSOR_METHODS: dict[Any, Any] = {operator.matmul: torch.matmul}
-
 UNSUPPORTED = {
-    "addmm in place": "addmm_ applies it in place",
-    "addmv in place": "addmv_ applies it in place",
-    "addbmm in place": "addbmm_ applies it in place",
-    "baddbmm in place": "baddbmm_ applies it in place",
+    "addmm_": "addmm_ applies it in place",
+    "addmv_": "addmv_ applies it in place",
+    "addbmm_": "addbmm_ applies it in place",
+    "baddbmm_": "baddbmm_ applies it in place",
     "vecdot": "vecdot applies it",
     "cosine_similarity": "cosine_similarity compares with it",
     "cdist": "cdist compares with it",
@@ -293,8 +292,4 @@ _USES = {
     "rms_norm": "norm",
     "prelu": "slope",
     "scaled_dot_product_attention": "learned input of attention",
-    "addmm_": "addmm in place",
-    "addmv_": "addmv in place",
-    "addbmm_": "addbmm in place",
-    "baddbmm_": "baddbmm in place",
 }

@@ -10,6 +10,8 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from pfa_convert.atomic import appearing_whole
+
 
 def cached_names(library: str, list_names: Callable[[], Sequence[str]]) -> Sequence[str]:
     """Return the names that `list_names` gives, from the user's cache where that is possible.
@@ -25,11 +27,10 @@ def cached_names(library: str, list_names: Callable[[], Sequence[str]]) -> Seque
         if isinstance(kept, list) and kept and all(isinstance(name, str) for name in kept):
             return kept
     names = list_names()
-    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(list(names)), encoding="utf-8")
-        partial.replace(file)
+        with appearing_whole(file) as partial:
+            partial.write_text(json.dumps(list(names)), encoding="utf-8")
     return names
 
 
