@@ -83,7 +83,9 @@ class GramPathway(Collapsed[GramState]):
         """Return `G W`."""
         if state.G is None:
             return W
-        return self.layout.from_matrix(torch.bmm(state.G.to(W.dtype), self.layout.to_matrix(W)))
+        G, matrix = state.G.to(W.dtype), self.layout.to_matrix(W)
+        # With one output to a group, as in a depthwise convolution, the product is one of numbers.
+        return self.layout.from_matrix(G * matrix if G.shape[-1] == 1 else torch.bmm(G, matrix))
 
     def gram(self, state: GramState) -> Tensor:
         """Return `G`."""
@@ -119,7 +121,7 @@ class GramPathway(Collapsed[GramState]):
         return (grad_x, grad_W, grad_b), None
 
     def _error_is_smaller(self, delta: Tensor, W: Tensor) -> bool:
-        if not (self.divided or self.forgotten):
-            return False
         outputs = self.layout.outputs
+        if outputs == self.layout.groups or not (self.divided or self.forgotten):
+            return False
         return delta.numel() // outputs < W.numel() // outputs * self.layout.groups

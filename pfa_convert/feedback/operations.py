@@ -115,6 +115,9 @@ class Convolution:
         """Return `(batch, N_mid, *positions)`: `B^T` applied at every position, group by group."""
         channels = delta.dim() - len(self.stride) - 1
         positions = delta.shape[channels + 1 :]
+        if positions.numel() == len(B) == 1:
+            # One product for all examples; below it would be one for each.
+            return torch.mm(delta.reshape(-1, B.shape[1]), B[0]).reshape(*delta.shape[:channels], -1, *positions)
         grouped = delta.reshape(-1, B.shape[0], B.shape[1], positions.numel())
         middle = torch.matmul(B.transpose(1, 2), grouped)
         return middle.reshape(*delta.shape[:channels], B.shape[0] * B.shape[2], *positions)
