@@ -110,6 +110,11 @@ class TrainSection(_Section):
     optimizer: OptimizerSection = OptimizerSection()
     lr_schedule: ScheduleSection = ScheduleSection(name="constant")
     weight_decay_schedule: ScheduleSection = ScheduleSection(name="constant")
+    forgetting: float | None = Field(
+        default=None,
+        ge=1,
+        description="steps in which plastic feedback weights forget their start, beside what decay forgets",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="of the forward and backward pass"
     )

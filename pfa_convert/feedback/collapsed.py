@@ -25,6 +25,12 @@ def nothing_forgotten(W: Tensor) -> Tensor:
     return torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device=W.device)
 
 
+def ratio_of_norms(W: Tensor, F: Tensor) -> Tensor:
+    """Return `|W| / |F|`, or 1 where either is zero."""
+    above, below = W.norm(), F.norm()
+    return torch.where((above > 0) & (below > 0), above / below, 1.0)
+
+
 @dataclass(frozen=True)
 class Collapsed(Pathway[State]):
     """`F = T(W) + s K`; its state begins with `forgetting` and `K`.
@@ -54,7 +60,7 @@ class Collapsed(Pathway[State]):
 
 
 class GramState(NamedTuple):
-    """`G` is `(groups, N_out/g, N_out/g)`, or None for the identity."""
+    """`G` is `(blocks, N_out/blocks, N_out/blocks)`, or None for the identity."""
 
     forgetting: Tensor
     K: Tensor
@@ -83,9 +89,9 @@ class GramPathway(Collapsed[GramState]):
         """Return `G W`."""
         if state.G is None:
             return W
-        G, matrix = state.G.to(W.dtype), self.layout.to_matrix(W)
-        # With one output to a group, as in a depthwise convolution, the product is one of numbers.
-        return self.layout.from_matrix(G * matrix if G.shape[-1] == 1 else torch.bmm(G, matrix))
+        G, matrix = state.G.to(W.dtype), self.layout.to_blocks(W, len(state.G))
+        # With one output to a block, as in a depthwise convolution, the product is one of numbers.
+        return self.layout.from_blocks(G * matrix if G.shape[-1] == 1 else torch.bmm(G, matrix))
 
     def gram(self, state: GramState) -> Tensor:
         """Return `G`."""
@@ -99,8 +105,15 @@ class GramPathway(Collapsed[GramState]):
         forgetting = nothing_forgotten(W)
         if G is None or not self.divided:
             return GramState(forgetting, F - self.transport(W, GramState(forgetting, W, G)), G)
-        unmixed = torch.linalg.solve(G.double(), self.layout.to_matrix(F.double()))
-        return GramState(forgetting, self.layout.from_matrix(unmixed).to(W.dtype) - W, G)
+        unmixed = torch.linalg.solve(G.double(), self.layout.to_blocks(F.double(), len(G)))
+        return GramState(forgetting, self.layout.from_blocks(unmixed).to(W.dtype) - W, G)
+
+    @torch.no_grad()
+    def with_norm_of(self, W: Tensor, state: GramState) -> GramState:
+        """Return the state with `K` such that `F` is scaled to `|F| = |W|`; as it is where either is zero."""
+        scale = ratio_of_norms(W, self.feedback_weight(W, state))
+        base = W if self.divided else self.transport(W, state)
+        return state._replace(K=scale * state.K + (scale - 1) * base)
 
     def backward(
         self,
@@ -113,15 +126,15 @@ class GramPathway(Collapsed[GramState]):
         learns: bool,
     ) -> tuple[Gradients, Tensor | None]:
         """Apply `G` to the weight or to the error, whichever is smaller."""
-        if not needs[0] or state.G is None or not self._error_is_smaller(delta, W):
+        if not needs[0] or state.G is None or not self._error_is_smaller(delta, W, state.G):
             return super().backward(operation, delta, x, W, state, needs, learns)
         below = operation.to_middle(delta, state.G.to(W.dtype))
         grad_x, _, _ = operation.gradients(below, x, self.with_start(W, state), (True, False, False))
         _, grad_W, grad_b = operation.gradients(delta, x, W, (False, *needs[1:]))
         return (grad_x, grad_W, grad_b), None
 
-    def _error_is_smaller(self, delta: Tensor, W: Tensor) -> bool:
-        outputs = self.layout.outputs
-        if outputs == self.layout.groups or not (self.divided or self.forgotten):
+    def _error_is_smaller(self, delta: Tensor, W: Tensor, G: Tensor) -> bool:
+        groups, outputs = self.layout.groups, self.layout.outputs
+        if len(G) != groups or outputs == groups or not (self.divided or self.forgotten):
             return False
-        return delta.numel() // outputs < W.numel() // outputs * self.layout.groups
+        return delta.numel() // outputs < W.numel() // outputs * groups

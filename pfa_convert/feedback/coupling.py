@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.collapsed import Collapsed, S
+from pfa_convert.feedback.collapsed import Collapsed
+from pfa_convert.feedback.coupled import Coupled, CoupledGroup, forget_if_small
 from pfa_convert.feedback.decay import Decay, decay_of
 from pfa_convert.feedback.plastic import PlasticPathway
 from pfa_convert.feedback.strategy import Choice, Strategy
@@ -21,58 +20,6 @@ from pfa_convert.feedback.weight import FeedbackWeight, feedback_weights
 
 CHECK_INTERVAL = 100
 """Steps between two looks at whether `K` is forgotten, which cost a synchronisation."""
-
-LITTLE, SETTLED = 0.01, 100
-"""What counts as forgotten in the outlook, and the steps after which a momentum has found its speed."""
-
-
-@dataclass(frozen=True)
-class Coupled:
-    """A weight and its feedback state."""
-
-    weight: nn.Parameter
-    feedback: FeedbackWeight
-
-
-@dataclass(frozen=True)
-class CoupledGroup:
-    """The coupled weights of a parameter group, and how its optimizer lets them decay."""
-
-    optimizer: Optimizer
-    index: int
-    decay: Decay
-    members: tuple[Coupled, ...]
-
-    @torch.no_grad()
-    def advance(self) -> None:
-        """Make the optimizer's step on `s`, for the weights that have a gradient."""
-        moved = [c.feedback.get_buffer("forgetting") for c in self.members if c.weight.grad is not None]
-        if not moved:
-            return
-        old = torch.stack(moved)
-        new = self.decay.advance(old, self.optimizer.param_groups[self.index])
-        skipped = getattr(self.optimizer, "found_inf", None)
-        if skipped is not None:
-            new = torch.where(skipped.to(old.device) > 0, old, new)
-        torch._foreach_copy_(moved, list(new.unbind(0)))
-
-    @torch.no_grad()
-    def outlook(self, forgetting: Tensor) -> tuple[str, str]:
-        """Return `s` and the steps until it is 1 % at the group's present rates, as text.
-
-        The rate is that of a step after `SETTLED` further ones, when a momentum has found its speed.
-        """
-        present = self.optimizer.param_groups[self.index]
-        s, ahead = float(forgetting[S]), forgetting.clone().unsqueeze(0)
-        if s <= LITTLE:
-            return f"{s:.1%}", "0"
-        for step in range(1, SETTLED + 1):
-            before, ahead = float(ahead[0, S]), self.decay.advance(ahead, present)
-            if (after := float(ahead[0, S])) <= LITTLE:
-                return f"{s:.1%}", str(step)
-        if not 0 < after < before:
-            return f"{s:.1%}", "never"
-        return f"{s:.1%}", f"{SETTLED + math.ceil(math.log(LITTLE / after) / math.log(after / before)):,}"
 
 
 class Coupling:
@@ -140,14 +87,21 @@ class Coupling:
         for group in self._groups:
             if group.optimizer is optimizer:
                 group.advance()
+                group.forget_literally()
         if optimizer is self._first:
             self.steps += 1
             if self.steps % CHECK_INTERVAL == 0:
                 for coupled in self._members():
-                    _forget_if_small(coupled)
+                    forget_if_small(coupled)
 
 
-def couple(model: nn.Module, optimizer: Optimizer, *others: Optimizer, collapse: bool = False) -> Coupling:
+def couple(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *others: Optimizer,
+    forgetting: float | None = None,
+    collapse: bool = False,
+) -> Coupling:
     """Let the plastic feedback weights follow the optimizer: exact, and free.
 
     A plastic feedback weight receives what its weight receives, and forgets at the rate at which the
@@ -161,6 +115,11 @@ def couple(model: nn.Module, optimizer: Optimizer, *others: Optimizer, collapse:
         model: a converted model.
         optimizer: the optimizer of its weights.
         others: more optimizers, where one has a part of the weights only (Muon and AdamW, say).
+        forgetting: steps in which the feedback weights forget their start down to `1/e`, beside what they
+            forget as the weights decay. After each step `R` moves a part of the way to `B^T W`:
+            `R <- R + (B^T W - R) / forgetting`, so `s <- (1 - 1/forgetting) s`. This hands a little of `W`
+            itself over, which the paper's rule does not; it is for optimizers whose decay is too weak to
+            forget by (docs/transformers.md).
         collapse: use the closed form for weights of the strategies `fused` and `explicit` too.
 
     Returns:
@@ -168,8 +127,10 @@ def couple(model: nn.Module, optimizer: Optimizer, *others: Optimizer, collapse:
 
     Raises:
         UserError: if the model has no feedback weights, is coupled already, or the optimizer misses
-            some of its parameters or has made steps.
+            some of its parameters or has made steps; for a `forgetting` below 1.
     """
+    if forgetting is not None and not forgetting >= 1:
+        raise UserError("forgetting: must be at least 1 step", given=f"{forgetting:g}")
     optimizers = [optimizer, *others]
     found = list(feedback_weights(model))
     if not found:
@@ -186,6 +147,7 @@ def couple(model: nn.Module, optimizer: Optimizer, *others: Optimizer, collapse:
         _refuse_incomplete(name, weight, feedback, owners)
     choices: dict[str, Choice] = {}
     members: dict[tuple[Optimizer, int], list[Coupled]] = {}
+    literal: dict[tuple[Optimizer, int], list[Coupled]] = {}
     for name, weight, feedback in found:
         if collapse and isinstance(feedback.pathway, PlasticPathway):
             _collapse(weight, feedback, optimizers)
@@ -193,17 +155,32 @@ def couple(model: nn.Module, optimizer: Optimizer, *others: Optimizer, collapse:
         if isinstance(feedback.pathway, Collapsed):
             if weight in owners:
                 owner, index = owners[weight]
-                reason = decay_of(owner, owner.param_groups[index]).reason
+                reason = _decay(owner, index, forgetting).reason
                 choices[name] = replace(feedback.choice, reason=reason)
-                members.setdefault(owners[weight], []).append(Coupled(weight, feedback))
+                members.setdefault((owner, index), []).append(Coupled(weight, feedback))
                 _tie(feedback, owner)
+        elif isinstance(feedback.pathway, PlasticPathway):
+            if weight in owners:
+                literal.setdefault(owners[weight], []).append(Coupled(weight, feedback))
         elif not feedback.pathway.plastic:
             choices[name] = Choice(Strategy.FIXED, "the rule has no plastic state")
     groups = [
-        CoupledGroup(owner, index, decay_of(owner, owner.param_groups[index]), tuple(coupled))
-        for (owner, index), coupled in members.items()
+        CoupledGroup(
+            owner,
+            index,
+            _decay(owner, index, forgetting),
+            tuple(members.get((owner, index), ())),
+            tuple(literal.get((owner, index), ())),
+            forgetting,
+        )
+        for owner, index in dict.fromkeys([*members, *literal])
     ]
     return Coupling({name: weight for name, weight, _ in found}, choices, groups, optimizers)
+
+
+def _decay(optimizer: Optimizer, index: int, forgetting: float | None) -> Decay:
+    decay = decay_of(optimizer, optimizer.param_groups[index])
+    return decay if forgetting is None else decay.with_forgetting(forgetting)
 
 
 def _tie(feedback: FeedbackWeight, optimizer: Optimizer) -> None:
@@ -231,17 +208,3 @@ def _collapse(weight: Tensor, feedback: FeedbackWeight, optimizers: list[Optimiz
     feedback.collapse(weight)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["params"] = [parameter for parameter in group["params"] if parameter not in plastic]
-
-
-@torch.no_grad()
-def _forget_if_small(coupled: Coupled) -> None:
-    """Drop `K` once `|s K| / |F|` is below the rounding of the weight's dtype."""
-    feedback, weight = coupled.feedback, coupled.weight
-    pathway = feedback.pathway
-    assert isinstance(pathway, Collapsed)
-    if pathway.forgotten:
-        return
-    state = feedback.named_state()
-    left = state.forgetting[S].abs() * state.K.norm() / feedback.feedback_weight(weight).norm()
-    if left < torch.finfo(weight.dtype).eps / 2:
-        feedback.forget()

@@ -32,6 +32,13 @@ class Decay:
     advance: Callable[[Tensor, Group], Tensor]
     reason: str = ""
 
+    def with_forgetting(self, steps: float) -> Decay:
+        """Return the decay with a forgetting beside it, of which `s` loses its `1 / steps` in a step."""
+        return Decay(
+            lambda forgetting, group: _multiplied(self.advance(forgetting, group), 1 - 1 / steps),
+            f"forgets its start in {steps:g} steps, as asked for",
+        )
+
 
 def decay_of(optimizer: Optimizer, group: Group) -> Decay:
     """Return how the optimizer lets the weights of one of its groups decay."""

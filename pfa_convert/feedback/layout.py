@@ -49,6 +49,15 @@ class WeightLayout:
         split = matrix.reshape(self.groups, self.shape[1], inputs, *self.shape[2:])
         return split.transpose(1, 2).reshape(self.shape)
 
+    def to_blocks(self, W: Tensor, blocks: int) -> Tensor:
+        """Return `W` as `(blocks, N_out/blocks, N_in)`: each group's outputs divided in their order."""
+        matrix = self.to_matrix(W)
+        return matrix.reshape(blocks, -1, matrix.shape[-1])
+
+    def from_blocks(self, matrix: Tensor) -> Tensor:
+        """Undo `to_blocks`."""
+        return self.from_matrix(matrix.reshape(self.groups, -1, matrix.shape[-1]))
+
     @property
     def xavier_std(self) -> float:
         """Standard deviation of Xavier's initialiser, `sqrt(2 / (fan_in + fan_out))`."""

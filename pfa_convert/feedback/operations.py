@@ -117,7 +117,8 @@ class Convolution:
         positions = delta.shape[channels + 1 :]
         if positions.numel() == len(B) == 1:
             # One product for all examples; below it would be one for each.
-            return torch.mm(delta.reshape(-1, B.shape[1]), B[0]).reshape(*delta.shape[:channels], -1, *positions)
+            middle = torch.mm(delta.reshape(-1, B.shape[1]), B[0])
+            return middle.reshape(*delta.shape[:channels], -1, *positions)
         grouped = delta.reshape(-1, B.shape[0], B.shape[1], positions.numel())
         middle = torch.matmul(B.transpose(1, 2), grouped)
         return middle.reshape(*delta.shape[:channels], B.shape[0] * B.shape[2], *positions)

@@ -62,7 +62,7 @@ class Pathway(Generic[State]):
         return None
 
     def gram(self, state: State) -> Tensor | None:
-        """Return `G = B B^T` of a product rule, `(groups, N_out/g, N_out/g)`; None for any other."""
+        """Return `G = B B^T` of a product rule, its diagonal blocks `(blocks, n, n)`; None for any other."""
         return None
 
     def phase(self, W: Tensor, state: State) -> None:

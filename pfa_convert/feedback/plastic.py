@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
-from pfa_convert.feedback.collapsed import Collapsed, nothing_forgotten
+from pfa_convert.feedback.collapsed import Collapsed, nothing_forgotten, ratio_of_norms
 from pfa_convert.feedback.pathway import Pathway, State, Tensors
 
 
@@ -39,6 +40,13 @@ class PlasticPathway(Pathway[State]):
     def transport(self, W: Tensor, state: Any) -> Tensor:
         """Return `T(W) = F(A(W))`."""
         return self.feedback_weight(W, state._replace(**{self.plastic: self.masked_change(W, state)}))
+
+    @torch.no_grad()
+    def with_norm_of(self, W: Tensor, state: Any) -> Any:
+        """Return the state with `P` scaled so that `|F| = |W|`; as it is where either is zero."""
+        P: Tensor = getattr(state, self.plastic)
+        scale = ratio_of_norms(W, self.feedback_weight(W, state))
+        return state._replace(**{self.plastic: P * scale.to(P.dtype)})
 
     def closed_form(self, W: Tensor, state: Any) -> tuple[Collapsed[Any], Any]:
         """Return the collapsed pathway and its state for the present `W`; it is exact from here on."""

@@ -111,7 +111,7 @@ def alignment_line(recipe: Recipe, result: RunResult) -> str:
     enough = f", to about {decay * math.log(FORGOTTEN) / math.log(left):.2g}" if decay and left < 1 else ""
     return (
         f"{line}: to align further, raise train.optimizer.weight_decay (now {decay:g}{enough}); "
-        "train.weight_decay_schedule can end it after the first epochs"
+        "train.weight_decay_schedule can end it after the first epochs; or give train.forgetting some steps"
     )
 
 

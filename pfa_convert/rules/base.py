@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -77,6 +77,10 @@ class PlasticRule(Rule):
 
     strategies: ClassVar[tuple[str, ...]] = ("collapsed", "fused")
 
+    start_norm: Literal["xavier", "weight"] = Field(
+        "xavier", description="norm of the first F: as Xavier's initialiser has it, or that of the weight"
+    )
+
     def pathway(self, layout: WeightLayout) -> PlasticPathway[Any]:
         """Return the pathway with a plastic tensor."""
         raise NotImplementedError
@@ -84,6 +88,8 @@ class PlasticRule(Rule):
     def start(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
         """Return the plastic pathway, or its closed form, with the first state."""
         pathway, state = self.pathway(layout), self.initial_state(layout, draw)
+        if self.start_norm == "weight":
+            state = pathway.with_norm_of(W, state)
         if self.choice.strategy is Strategy.COLLAPSED:
             return pathway.closed_form(W, state)
         return pathway, state

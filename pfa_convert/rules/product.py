@@ -48,9 +48,9 @@ class ProductRule(SparseRule, PlasticRule):
         return form(layout, self.orthogonal)
 
     def initial_state(self, layout: WeightLayout, draw: Draw) -> ProductState:
-        """Draw `B` `(groups, N_out/g, N_mid/g)` and `R` (the weight's shape with N_mid outputs)."""
+        """Draw `B` `(blocks, N_out/blocks, N_mid/blocks)` and `R` (the weight's shape with N_mid outputs)."""
         B = self.draw_B(layout, draw)
-        middle = layout.with_outputs(B.shape[0] * B.shape[2])
+        middle = layout.with_outputs(len(B) * B.shape[2])
         R = self._entries(draw, middle.shape, middle.xavier_std)
         if self.feedback_density == 1:
             return ProductState(B, R)
@@ -63,7 +63,11 @@ class ProductRule(SparseRule, PlasticRule):
         direct = None
         if collapsed and self.law == "normal" and self.feedback_density == 1:
             direct = self.draw_closed_form(layout, W, draw)
-        pathway, state = super().start(layout, W, draw) if direct is None else direct
+        if direct is None:
+            pathway, state = super().start(layout, W, draw)
+        else:
+            pathway, state = direct
+            state = pathway.with_norm_of(W, state) if self.start_norm == "weight" else state
         return pathway, _aligned(pathway, W, state) if self.aligned else state
 
     def draw_closed_form(
@@ -76,7 +80,7 @@ class ProductRule(SparseRule, PlasticRule):
         raise NotImplementedError
 
     def draw_B(self, layout: WeightLayout, draw: Draw) -> Tensor:
-        """Return `B`, one block per group, with `E[B B^T] = I`."""
+        """Return `B`, a block for each middle population (at least one per group), with `E[B B^T] = I`."""
         raise NotImplementedError
 
     @property
@@ -104,39 +108,47 @@ class ProductFeedbackAlignment(ProductRule):
         10.0, gt=0, le=10_000, description="middle neurons per output neuron, N_mid / N_out"
     )
 
+    block_size: int | None = Field(
+        None,
+        ge=1,
+        description="most outputs that share a middle population, so that `G W` costs less; all of them by "
+        "default. The largest divisor of N_out up to this is taken; the path angle stays the same",
+    )
+
     def draw_B(self, layout: WeightLayout, draw: Draw) -> Tensor:
         """Draw `B` with variance `1 / (density N_mid)`, as Xavier's with the paper's gain."""
-        outputs, middle = self._sizes(layout)
-        return self._entries(
-            draw, (layout.groups, outputs, middle), 1.0 / math.sqrt(self.feedback_density * middle)
-        )
+        blocks, outputs, middle = self._sizes(layout)
+        return self._entries(draw, (blocks, outputs, middle), 1.0 / math.sqrt(self.feedback_density * middle))
 
     def draw_closed_form(
         self, layout: WeightLayout, W: Tensor, draw: Draw
     ) -> tuple[GramPathway, GramState] | None:
         """Draw `G = L L^T / N_mid` and `F_0 = sigma L Z / sqrt(N_mid)`; no middle population is made."""
-        outputs, middle = self._sizes(layout)
+        blocks, outputs, middle = self._sizes(layout)
         if middle < outputs:  # G is singular, B and R are smaller than G and W
             return None
-        sigma, groups = layout.with_outputs(middle * layout.groups).xavier_std, layout.groups
+        sigma = layout.with_outputs(middle * blocks).xavier_std
         exact = draw.exact
-        degrees = (middle - torch.arange(outputs, dtype=torch.float64)).expand(groups, outputs)
-        L = bartlett_factor(exact.normal((groups, outputs, outputs)), exact.chi(degrees))
-        Z = exact.normal((groups, outputs, W.numel() // layout.outputs), sigma)
+        degrees = (middle - torch.arange(outputs, dtype=torch.float64)).expand(blocks, outputs)
+        L = bartlett_factor(exact.normal((blocks, outputs, outputs)), exact.chi(degrees))
+        Z = exact.normal((blocks, outputs, W.numel() // layout.outputs), sigma)
         pathway = GramPathway(layout, divided=_divisible(outputs, middle))
         if pathway.divided:
             # G^-1 F_0 = sqrt(N_mid) L^-T Z
             unmixed = torch.linalg.solve_triangular(L.mT, Z, upper=True).mul_(math.sqrt(middle))
             G = product_with_transpose(L).div_(middle).to(W.dtype)
-            K = layout.from_matrix(unmixed).to(W.dtype) - W
+            K = layout.from_blocks(unmixed).to(W.dtype) - W
             return pathway, GramState(nothing_forgotten(W), K, G)
-        F = layout.from_matrix(torch.bmm(L, Z).div_(math.sqrt(middle)))
+        F = layout.from_blocks(torch.bmm(L, Z).div_(math.sqrt(middle)))
         G = product_with_transpose(L).div_(middle).to(W.dtype)
         return pathway, pathway.start(W, F.to(W.dtype), G)
 
-    def _sizes(self, layout: WeightLayout) -> tuple[int, int]:
+    def _sizes(self, layout: WeightLayout) -> tuple[int, int, int]:
+        """Return the number of middle populations, and the outputs and middle neurons of each."""
         outputs = layout.outputs // layout.groups
-        return outputs, max(1, round(self.expansion * outputs))
+        if self.block_size is not None:
+            outputs = next(n for n in range(min(self.block_size, outputs), 0, -1) if outputs % n == 0)
+        return layout.outputs // outputs, outputs, max(1, round(self.expansion * outputs))
 
 
 @RULES.register("pfa-o")
@@ -175,7 +187,10 @@ def _aligned(pathway: Pathway[Any], W: Tensor, state: Any) -> Any:
 
 
 class ProductState(NamedTuple):
-    """`B` is `(groups, N_out/g, N_mid/g)`; `R` and `mask` have the weight's shape, with N_mid outputs."""
+    """`R` and `mask` have the weight's shape, with N_mid outputs; `B` is block-diagonal.
+
+    `B` is `(blocks, N_out/blocks, N_mid/blocks)`, with a multiple of the weight's groups as blocks.
+    """
 
     B: Tensor
     R: Tensor
@@ -193,12 +208,12 @@ class ProductPathway(PlasticPathway[ProductState]):
     def feedback_weight(self, W: Tensor, state: ProductState) -> Tensor:
         """Return `F = B R`."""
         B, R = state.B.to(W.dtype), state.R.to(W.dtype)
-        return self.layout.from_matrix(torch.bmm(B, self._middle(B).to_matrix(R)))
+        return self.layout.from_blocks(torch.bmm(B, self._middle(B).to_blocks(R, len(B))))
 
     def change(self, dW: Tensor, state: ProductState) -> Tensor:
         """Return `B^T dW`."""
         B = state.B.to(dW.dtype)
-        return self._middle(B).from_matrix(torch.bmm(B.mT, self.layout.to_matrix(dW)))
+        return self._middle(B).from_blocks(torch.bmm(B.mT, self.layout.to_blocks(dW, len(B))))
 
     def gram(self, state: ProductState) -> Tensor:
         """Return `B B^T`."""
@@ -215,7 +230,7 @@ class ProductPathway(PlasticPathway[ProductState]):
         return pathway, pathway.start(W, self.feedback_weight(W, state), G)
 
     def _middle(self, B: Tensor) -> WeightLayout:
-        return self.layout.with_outputs(B.shape[0] * B.shape[2])
+        return self.layout.with_outputs(len(B) * B.shape[2])
 
 
 @dataclass(frozen=True)
@@ -233,12 +248,20 @@ class ExplicitPathway(ProductPathway):
         learns: bool,
     ) -> tuple[Gradients, Tensor | None]:
         """Send `B^T delta` to the middle neurons, and from there through `R`; `dL/dR` is local to them."""
-        middle, R = operation.to_middle(delta, state.B.to(W.dtype)), state.R.to(W.dtype)
+        B, R = self._by_group(state.B.to(W.dtype)), state.R.to(W.dtype)
+        middle = operation.to_middle(delta, B)
         grad_x, grad_R, _ = operation.gradients(middle, x, R, (needs[0], learns, False))
         _, grad_W, grad_b = operation.gradients(delta, x, W, (False, *needs[1:]))
         if grad_R is not None:
             grad_R = grad_R.to(state.R.dtype) if state.mask is None else state.mask * grad_R
         return (grad_x, grad_W, grad_b), grad_R
+
+    def _by_group(self, B: Tensor) -> Tensor:
+        """Return `B` with one matrix for each of the weight's groups."""
+        groups = self.layout.groups
+        if len(B) == groups:
+            return B
+        return torch.stack([torch.block_diag(*blocks) for blocks in B.unflatten(0, (groups, -1))])
 
 
 def _divisible(outputs: int, middle: int) -> bool:

@@ -14,7 +14,8 @@ def share_left(recipe: Recipe, steps: int) -> list[float] | None:
 
         s = exp(-sum of lr * weight_decay over all steps)
 
-    and with momentum `mu` the sum counts `1 / (1 - mu)` fold.
+    and with momentum `mu` the sum counts `1 / (1 - mu)` fold. `train.forgetting` divides it by e beside that
+    in so many steps.
 
     Args:
         recipe: its optimizer and schedules count.
@@ -28,6 +29,7 @@ def share_left(recipe: Recipe, steps: int) -> list[float] | None:
         return None
     given = section.optimizer.arguments
     mu, dampening = float(given.get("momentum", 0)), float(given.get("dampening", 0))
+    kept = 1 - 1 / section.forgetting if section.forgetting else 1.0
     s, v, started, after = 1.0, 0.0, False, []
     for epoch in range(section.epochs):
         lr = section.optimizer.lr * factor(section.lr_schedule, epoch, section.epochs)
@@ -36,5 +38,6 @@ def share_left(recipe: Recipe, steps: int) -> list[float] | None:
             v = mu * v + (1 - dampening * started) * decay * s
             started = True
             s -= lr * (decay * s + mu * v if given.get("nesterov") else v)
+            s *= kept
         after.append(s)
     return after

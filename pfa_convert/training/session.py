@@ -69,7 +69,9 @@ class Session:
         _refuse_misfit(recipe, self.model, data, processes)
         self.optimizer = make_optimizer(section.optimizer, self.model)
         stateful = any(site.feedback_elements for site in self.model.conversion.sites)
-        self.coupling = couple(self.model, self.optimizer) if stateful else None
+        self.coupling = (
+            couple(self.model, self.optimizer, forgetting=section.forgetting) if stateful else None
+        )
         self.phases = bool(learning_between_steps(self.model))
         plain = strip_feedback(self.model)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=section.precision == "fp16")

@@ -14,6 +14,7 @@ from harness import relative_error
 from torch import nn
 
 from pfa_convert import convert, couple
+from pfa_convert.errors import UserError
 from pfa_convert.feedback.decay import decay_of, register_decay
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.plastic import PlasticPathway
@@ -79,7 +80,7 @@ def schedule(optimizer, step):
             group["weight_decay"] *= 0.1
 
 
-def train_beside_literal(rule, make_optimizer, factor, clip=None, **options):
+def train_beside_literal(rule, make_optimizer, factor, clip=None, forgetting=None, collapse=True, **options):
     """Train a coupled model; return its feedback weights, and those of a literal `R` that followed."""
     literal = convert(mlp(), rule, options={**options, "strategy": "fused"})
     model = copy.deepcopy(literal)
@@ -88,7 +89,7 @@ def train_beside_literal(rule, make_optimizer, factor, clip=None, **options):
     P = [next(iter(feedback.parameters())).detach().clone() for feedback in plastic]
     for group, i in zip(optimizer.param_groups, (0, 2), strict=True):
         group["params"] = [model[i].weight, *model[i].feedback_of_weight.parameters()]
-    handle = couple(model, optimizer, collapse=True)
+    handle = couple(model, optimizer, forgetting=forgetting, collapse=collapse)
     generator = torch.Generator().manual_seed(1)
     for step in range(STEPS):
         schedule(optimizer, step)
@@ -106,6 +107,10 @@ def train_beside_literal(rule, make_optimizer, factor, clip=None, **options):
                 received = plastic[index].B[0].t() @ received
             mask = plastic[index].state()[-1]
             P[index] = f * P[index] + (received if mask is None else mask * received)
+            if forgetting is not None:
+                target = model[i].weight.detach()
+                target = target if rule == "kp" else plastic[index].B[0].t() @ target
+                P[index] += ((target if mask is None else mask * target) - P[index]) / forgetting
     expected = [p if rule == "kp" else f.B[0] @ p for p, f in zip(P, plastic, strict=True)]
     ours = [model[i].feedback_of_weight.feedback_weight(model[i].weight) for i in (0, 2)]
     return ours, expected, model, handle
@@ -293,3 +298,59 @@ def test_nothing_warns_where_nothing_is_wrong(case):
             optimizer.step()
         else:
             steps(model, optimizer, 1 if case == "one step" else 5)
+
+
+@pytest.mark.parametrize("rule", ["pfa", "pfa-o", "kp"])
+@pytest.mark.parametrize("density", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["AdamW", "Adam with L2", "Lion, corrected"])
+def test_forgetting_moves_R_a_part_of_the_way_after_each_step(rule, density, name):
+    make, factor = OPTIMIZERS[name]
+    ours, expected, model, handle = train_beside_literal(
+        rule, make, factor, forgetting=40, feedback_density=density
+    )
+    for F, F_literal in zip(ours, expected, strict=True):
+        assert relative_error(F, F_literal) < 1e-10
+    assert all("forgets its start in 40 steps" in reason for reason in handle.strategy.values())
+    s = model[0].feedback_of_weight.forgetting[0].item()
+    assert s <= (1 - 1 / 40) ** STEPS * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("rule", ["pfa", "kp"])
+@pytest.mark.parametrize("density", [1.0, 0.5])
+@pytest.mark.parametrize("arguments", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str)
+def test_under_sgd_the_literal_strategy_forgets_as_the_closed_form_does(rule, density, arguments):
+    F = {}
+    for strategy in ("fused", "collapsed"):
+        model = convert(mlp(), rule, options={"strategy": "fused", "feedback_density": density}, seed=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.1, **arguments)
+        handle = couple(model, optimizer, forgetting=25, collapse=strategy == "collapsed")
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(STEPS):
+            x = torch.randn(16, 8, generator=generator, dtype=torch.float64)
+            optimizer.zero_grad()
+            (model(x) - x[:, :6].roll(1, 1)).square().mean().backward()
+            optimizer.step()
+        F[strategy] = [model[i].feedback_of_weight.feedback_weight(model[i].weight) for i in (0, 2)]
+        assert set(handle.strategy) == {"0.weight", "2.weight"}
+    for a, b in zip(F["collapsed"], F["fused"], strict=True):
+        assert relative_error(a, b) < 1e-10
+
+
+@pytest.mark.parametrize("steps", [0, 0.5, -1, float("nan")])
+def test_less_than_a_step_is_refused(steps):
+    model = convert(mlp(), "pfa")
+    with pytest.raises(UserError, match="at least 1 step"):
+        couple(model, torch.optim.SGD(model.parameters(), lr=0.1), forgetting=steps)
+
+
+def test_a_step_that_a_scaler_skips_forgets_nothing():
+    for strategy in ("fused", "collapsed"):
+        model = convert(mlp(), "pfa", options={"strategy": strategy})
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+        couple(model, optimizer, forgetting=4)
+        before = [model[i].feedback_of_weight.feedback_weight(model[i].weight) for i in (0, 2)]
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.scale(model(torch.full((4, 8), torch.inf, dtype=torch.float64)).sum()).backward()
+        scaler.step(optimizer)
+        after = [model[i].feedback_of_weight.feedback_weight(model[i].weight) for i in (0, 2)]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

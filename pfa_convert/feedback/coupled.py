@@ -1,0 +1,101 @@
+"""What is done after a step to the coupled weights of one parameter group: their feedback forgets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pfa_convert.feedback.collapsed import Collapsed, S
+from pfa_convert.feedback.decay import Decay
+from pfa_convert.feedback.plastic import PlasticPathway
+from pfa_convert.feedback.weight import FeedbackWeight
+
+LITTLE, SETTLED = 0.01, 100
+"""What counts as forgotten in the outlook, and the steps after which a momentum has found its speed."""
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """A weight and its feedback state."""
+
+    weight: nn.Parameter
+    feedback: FeedbackWeight
+
+
+@dataclass(frozen=True)
+class CoupledGroup:
+    """The coupled weights of a parameter group, and how its optimizer lets them decay.
+
+    `literal` are those whose plastic tensor is a Parameter; `forgetting` is as in `couple`.
+    """
+
+    optimizer: Optimizer
+    index: int
+    decay: Decay
+    members: tuple[Coupled, ...]
+    literal: tuple[Coupled, ...] = ()
+    forgetting: float | None = None
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Make the optimizer's step on `s`, for the weights that have a gradient."""
+        moved = [c.feedback.get_buffer("forgetting") for c in self.members if c.weight.grad is not None]
+        if not moved:
+            return
+        old = torch.stack(moved)
+        new = self.decay.advance(old, self.optimizer.param_groups[self.index])
+        skipped = getattr(self.optimizer, "found_inf", None)
+        if skipped is not None:
+            new = torch.where(skipped.to(old.device) > 0, old, new)
+        torch._foreach_copy_(moved, list(new.unbind(0)))
+
+    @torch.no_grad()
+    def forget_literally(self) -> None:
+        """Move every plastic tensor `P` a part of the way to `A(W)`: the forgetting, as it is defined."""
+        if self.forgetting is None:
+            return
+        skipped = getattr(self.optimizer, "found_inf", None)
+        for weight, feedback in ((c.weight, c.feedback) for c in self.literal if c.weight.grad is not None):
+            pathway = feedback.pathway
+            assert isinstance(pathway, PlasticPathway)
+            P = feedback.get_parameter(pathway.plastic)
+            share = torch.tensor(1 / self.forgetting, dtype=P.dtype, device=P.device)
+            if skipped is not None:
+                share = share * (skipped.to(P.device) == 0)
+            P.lerp_(pathway.masked_change(weight.detach().to(P.dtype), feedback.named_state()), share)
+
+    @torch.no_grad()
+    def outlook(self, forgetting: Tensor) -> tuple[str, str]:
+        """Return `s` and the steps until it is 1 % at the group's present rates, as text.
+
+        The rate is that of a step after `SETTLED` further ones, when a momentum has found its speed.
+        """
+        present = self.optimizer.param_groups[self.index]
+        s, ahead = float(forgetting[S]), forgetting.clone().unsqueeze(0)
+        if s <= LITTLE:
+            return f"{s:.1%}", "0"
+        for step in range(1, SETTLED + 1):
+            before, ahead = float(ahead[0, S]), self.decay.advance(ahead, present)
+            if (after := float(ahead[0, S])) <= LITTLE:
+                return f"{s:.1%}", str(step)
+        if not 0 < after < before:
+            return f"{s:.1%}", "never"
+        return f"{s:.1%}", f"{SETTLED + math.ceil(math.log(LITTLE / after) / math.log(after / before)):,}"
+
+
+@torch.no_grad()
+def forget_if_small(coupled: Coupled) -> None:
+    """Drop `K` once `|s K| / |F|` is below the rounding of the weight's dtype."""
+    feedback, weight = coupled.feedback, coupled.weight
+    pathway = feedback.pathway
+    assert isinstance(pathway, Collapsed)
+    if pathway.forgotten:
+        return
+    state = feedback.named_state()
+    left = state.forgetting[S].abs() * state.K.norm() / feedback.feedback_weight(weight).norm()
+    if left < torch.finfo(weight.dtype).eps / 2:
+        feedback.forget()
