@@ -147,11 +147,13 @@ def _follow(ended: Generator[Ended, None, None], total: int, talk: Console, tabl
 
 def _report(folders: Iterable[Path], output: Path, as_json: bool) -> None:
     from pfa_convert.reporting.page import write_report
+    from pfa_convert.reporting.reading import read_runs
     from pfa_convert.reporting.result_tables import print_results
-    from pfa_convert.reporting.results import read_runs, rows
+    from pfa_convert.reporting.rows import rows
+    from pfa_convert.training.environment import command_line
 
     experiments = read_runs(folders)
-    written = write_report(experiments, output)
+    written = write_report(experiments, output, command_line())
     if as_json:
         tables = {name: [row.to_dict() for row in rows(variants)] for name, variants in experiments.items()}
         click.echo(json.dumps(tables, indent=1))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from pfa_convert.reporting.style import signed
+
 if TYPE_CHECKING:
     from pfa_convert.graph.report import ConversionReport, SiteReport
     from pfa_convert.inspection import SiteInspection
@@ -122,7 +124,7 @@ def _beside_published(expect: ExpectSection, result: RunResult) -> str:
     if expect.epochs not in (None, result.epochs):
         return f"{published} after {expect.epochs} epochs; {result.epochs} of them are too few to compare"
     measured = result.test_top1_at_best if expect.metric == "test_top1" else None
-    return f"{published}, this run {(measured or result.final_top1) - expect.mean:+.2f}"
+    return f"{published}, this run {signed((measured or result.final_top1) - expect.mean)}"
 
 
 def print_benchmark(console: Console, settings: Settings, measurements: list[Measurement]) -> None:
@@ -202,4 +204,8 @@ def _symmetry_table(found: Mapping[str, SiteInspection]) -> Table:
 
 
 def _or_dash(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else form.format(value)
+    if math.isnan(value):
+        return "-"
+    text = form.format(value)
+    # What rounds to zero has no sign.
+    return text if any(digit in "123456789" for digit in text) else text.removeprefix("-")

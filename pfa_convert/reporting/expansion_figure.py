@@ -12,6 +12,7 @@ import torch
 
 from pfa_convert.expansion import Draws, marchenko_pastur, marchenko_pastur_edges
 from pfa_convert.reporting.figures import pyplot_without_display, write
+from pfa_convert.reporting.style import angle_axis, colour_of, marker_of
 
 
 def expansion_draws_figure(found: Sequence[Draws], title: str, path: Path) -> None:
@@ -22,15 +23,25 @@ def expansion_draws_figure(found: Sequence[Draws], title: str, path: Path) -> No
     """
     pyplot = pyplot_without_display()
     figure, (angles, spectra) = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    expansions = [draws.expansion for draws in found]
+    expansions, colour = [draws.expansion for draws in found], colour_of("pfa")
+    angles.plot([], [], ".", color=colour, alpha=0.5, label="one draw")
     for draws in found:
-        angles.plot([draws.expansion] * len(draws.angles_deg), draws.angles_deg, ".", color="C0", alpha=0.15)
-    angles.plot(expansions, [fmean(draws.angles_deg) for draws in found], "o", color="C0", label="mean")
+        angles.plot(
+            [draws.expansion] * len(draws.angles_deg), draws.angles_deg, ".", color=colour, alpha=0.15
+        )
+    angles.plot(
+        expansions,
+        [fmean(draws.angles_deg) for draws in found],
+        marker_of("pfa"),
+        color=colour,
+        label="mean of the draws",
+    )
     line = torch.logspace(math.log10(min(expansions)), math.log10(max(expansions)), 200).tolist()
     expected = [math.degrees(math.atan(1 / math.sqrt(e))) for e in line]
-    angles.plot(line, expected, "k--", linewidth=0.9, label="atan(1/sqrt(expansion))")
+    angles.plot(line, expected, "--", color="0.4", linewidth=0.9, label="atan(1/sqrt(expansion))")
     angles.set(xlabel="expansion N_mid / N_out", ylabel="path angle of $B B^T W$ to $W$ (degrees)")
-    angles.set(xscale="log", ylim=(0, None))
+    angles.set(xscale="log")
+    angle_axis(angles, [angle for draws in found for angle in draws.angles_deg])
     angles.set_xticks(expansions, [f"{e:g}" for e in expansions])
     angles.minorticks_off()
     angles.legend(frameon=False)
@@ -41,6 +52,7 @@ def expansion_draws_figure(found: Sequence[Draws], title: str, path: Path) -> No
 
 def _draw_spectra(panel: Any, found: Sequence[Draws]) -> None:
     """Draw each expansion's histogram in a row of its own, as high as its highest value."""
+    drawn = theory = None
     for row, draws in enumerate(found):
         lowest, highest = marchenko_pastur_edges(draws.expansion)
         margin = 0.1 * (highest - lowest)
@@ -51,7 +63,9 @@ def _draw_spectra(panel: Any, found: Sequence[Draws]) -> None:
         middles = (bins[1:] + bins[:-1]) / 2
         density = marchenko_pastur(middles, draws.expansion)
         scale = 0.85 / max(float(heights.max()), 1e-12)
-        panel.stairs((heights * scale + row).tolist(), bins.tolist(), baseline=row, fill=True, alpha=0.4)
-        panel.plot(middles.tolist(), (density * scale + row).tolist(), "k--", linewidth=0.9)
+        filled = {"baseline": row, "fill": True, "alpha": 0.45, "color": colour_of("pfa")}
+        drawn = panel.stairs((heights * scale + row).tolist(), bins.tolist(), **filled)
+        (theory,) = panel.plot(middles.tolist(), (density * scale + row).tolist(), "k--", linewidth=0.9)
     panel.set_yticks(range(len(found)), [f"{draws.expansion:g}" for draws in found])
-    panel.set(xlabel="eigenvalue of $B B^T$ (dashed: Marchenko and Pastur)", ylabel="expansion")
+    panel.set(xlabel="eigenvalue of $B B^T$", ylabel="expansion")
+    panel.legend([drawn, theory], ["all draws", "Marchenko and Pastur"], frameon=False, loc="upper right")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pfa_convert.errors import UserError
+from pfa_convert.reporting.style import colour_of
 from pfa_convert.training.bench import Measurement
 
 
@@ -23,24 +24,36 @@ def growth_figure(tables: Mapping[int, Sequence[Measurement]], axis: str, title:
         UserError: if matplotlib is missing or the file cannot be written.
     """
     pyplot = pyplot_without_display()
-    figure, (time, memory) = pyplot.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
+    figure, (time, memory) = pyplot.subplots(1, 2, figsize=(10, 4.4), sharex=True, layout="constrained")
     sizes = list(tables)
-    for index, first in enumerate(tables[sizes[0]]):
-        if index == 0:
-            continue
-        rows = [tables[size][index] for size in sizes]
-        (line,) = time.plot(sizes, [row.ratio for row in rows], marker="o", label=first.variant)
-        low, high = [row.ratio_low for row in rows], [row.ratio_high for row in rows]
-        time.fill_between(sizes, low, high, alpha=0.15, color=line.get_color())
-        memory.plot(sizes, [row.memory_ratio for row in rows], marker="o", color=line.get_color())
+    variants = [row.variant for row in tables[sizes[0]]][1:]
+    for index, variant in enumerate(variants):
+        rows = [tables[size][index + 1] for size in sizes]
+        # Beside one another, that the bars of variants which cost the same can be told apart.
+        places = [at + 0.08 * (index - (len(variants) - 1) / 2) for at in range(len(sizes))]
+        quartiles = [
+            [max(0.0, row.ratio - row.ratio_low) for row in rows],
+            [max(0.0, row.ratio_high - row.ratio) for row in rows],
+        ]
+        look = _look(variant)
+        time.errorbar(places, [row.ratio for row in rows], quartiles, label=variant, capsize=2, **look)
+        memory.plot(places, [row.memory_ratio for row in rows], **look)
     for axes, what in ((time, "step time"), (memory, "peak memory")):
         axes.axhline(1, color="gray", linewidth=0.8)
-        axes.set(xlabel=axis, ylabel=f"{what} over backpropagation's", xscale="log")
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.minorticks_off()
-    time.legend(frameon=False)
-    figure.suptitle(title)
+        axes.set(xlabel=axis, ylabel=f"{what} over backpropagation's")
+        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    handles, names = time.get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, ncols=min(3, len(names)), loc="outside lower center")
+    figure.suptitle(f"{title} (bars: quartiles)")
     write(figure, path)
+
+
+def _look(variant: str) -> dict[str, Any]:
+    """Return how a variant is drawn: colour by its rule, dashes and marker by its strategy."""
+    rule, _, strategy = variant.partition(" ")
+    ways = {"": ("-", "o"), "collapsed": ("-", "o"), "collapsed without K": (":", "v"), "fused": ("--", "s")}
+    dashes, marker = ways.get(strategy, ("-.", "^"))
+    return {"color": colour_of(rule), "linestyle": dashes, "marker": marker, "markersize": 5}
 
 
 def write(figure: Any, path: Path) -> None:

@@ -8,74 +8,93 @@ from statistics import fmean
 from typing import Any
 
 from pfa_convert.reporting.figures import pyplot_without_display
-from pfa_convert.reporting.results import Variant
+from pfa_convert.reporting.results import Variant, mean_and_std
+from pfa_convert.reporting.style import angle_axis, colour_of, marker_of, shades_of
 
 
 def density_figure(points: Mapping[str, Mapping[float, Variant]], bp: Variant | None = None) -> Any:
     """Draw the best accuracy by density, a line for each rule, and backpropagation's as a band."""
-    pyplot = pyplot_without_display()
-    figure, panel = pyplot.subplots(figsize=(6, 4.2), layout="constrained")
-    for rule, by_density in points.items():
-        curve = [
-            variant.epochs([[max(r.accuracies)] for r in variant.finished])[0]
-            for variant in by_density.values()
-        ]
-        panel.errorbar(
-            list(by_density), [m for m, _ in curve], [s for _, s in curve], marker="o", capsize=3, label=rule
-        )
+    figure, panel = pyplot_without_display().subplots(figsize=(6, 4.2), layout="constrained")
+    for label, by_density in points.items():
+        curve = [_best(variant) for variant in by_density.values()]
+        spread = [std for _, std in curve] if any(std for _, std in curve) else None
+        means = [mean for mean, _ in curve]
+        panel.errorbar(list(by_density), means, spread, capsize=3, label=label, **_look(by_density))
     if bp is not None:
-        ((mean, std),) = bp.epochs([[max(run.accuracies)] for run in bp.finished])
-        panel.axhspan(mean - std, mean + std, color="gray", alpha=0.25, linewidth=0)
-        panel.axhline(mean, color="gray", linewidth=0.8, label="bp")
-    panel.set_xscale("log")
-    densities = sorted({density for by_density in points.values() for density in by_density})
-    panel.set_xticks(densities, [f"{density:g}" for density in densities])
-    panel.minorticks_off()
-    panel.set(xlabel="density of the feedback connections", ylabel="best top-1 accuracy (%)")
-    panel.legend(frameon=False)
+        mean, std = _best(bp)
+        panel.axhspan(mean - std, mean + std, color=colour_of("bp"), alpha=0.15, linewidth=0)
+        spread_said = ", ± 1 standard deviation" if std else ""
+        panel.axhline(mean, color=colour_of("bp"), linewidth=0.9, label=f"bp{spread_said}")
+    _log_axis(panel, points, "density of the feedback connections")
+    panel.set(ylabel="best top-1 accuracy (%)")
+    panel.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _best(variant: Variant) -> tuple[float, float]:
+    """Return mean and standard deviation over the seeds of each run's best epoch."""
+    return mean_and_std(max(run.accuracies) for run in variant.finished)
 
 
 def expansion_figure(points: Mapping[str, Mapping[float, Variant]]) -> Any:
     """Draw the final path angle by expansion, beside the one that is expected of a random B."""
-    pyplot = pyplot_without_display()
-    figure, panel = pyplot.subplots(figsize=(6, 4.2), layout="constrained")
-    for rule, by_expansion in points.items():
-        angles = {e: [m for m, _ in v.at_end("angle_deg").values()] for e, v in by_expansion.items()}
-        (line,) = panel.plot(
-            list(angles), [fmean(layers) for layers in angles.values()], marker="o", label=rule
-        )
-        for expansion, layers in angles.items():
-            panel.plot([expansion] * len(layers), layers, ".", color=line.get_color(), alpha=0.5)
+    figure, panel = pyplot_without_display().subplots(figsize=(6, 4.2), layout="constrained")
+    drawn: list[float] = []
+    for label, by_expansion in points.items():
+        angles = {e: [mean for mean, _ in v.at_end("angle_deg").values()] for e, v in by_expansion.items()}
+        look = _look(by_expansion)
+        means = [fmean(layers) for layers in angles.values()]
+        panel.plot(list(angles), means, label=f"{label}, mean of the layers", **look)
+        for index, (expansion, layers) in enumerate(angles.items()):
+            named = {} if index else {"label": f"{label}, one layer"}
+            panel.plot([expansion] * len(layers), layers, ".", color=look["color"], alpha=0.5, **named)
+            drawn += layers
     expansions = sorted({e for by_expansion in points.values() for e in by_expansion})
     expected = [math.degrees(math.atan(1 / math.sqrt(e))) for e in expansions]
-    panel.plot(expansions, expected, "k--", linewidth=0.8, label="expected")
-    panel.set_xscale("log")
-    panel.set_xticks(expansions, [f"{e:g}" for e in expansions])
-    panel.minorticks_off()
-    panel.set(xlabel="expansion N_mid / N_out", ylabel="final path angle (degrees)", ylim=(0, None))
-    panel.legend(frameon=False)
+    panel.plot(expansions, expected, "--", color="0.4", linewidth=0.9, label="expected of a random B")
+    _log_axis(panel, points, "expansion N_mid / N_out")
+    panel.set(ylabel="final path angle (degrees)")
+    angle_axis(panel, drawn)
+    panel.legend(frameon=False, fontsize=9)
     return figure
 
 
 def forgetting_figure(points: Mapping[str, Mapping[float, Variant]]) -> Any:
     """Draw final angle and final accuracy by the first weight decay, a line for each length of it."""
-    pyplot = pyplot_without_display()
-    figure, (angles, accuracies) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for label, by_strength in points.items():
-        mean_angles = [fmean(m for m, _ in v.at_end("angle_deg").values()) for v in by_strength.values()]
+    figure, (angles, accuracies) = pyplot_without_display().subplots(
+        1, 2, figsize=(10, 4.2), layout="constrained"
+    )
+    drawn: list[float] = []
+    rules = [next(iter(by_strength.values())).recipe.convert.rule for by_strength in points.values()]
+    for index, (label, by_strength) in enumerate(points.items()):
+        same = [place for place, rule in enumerate(rules) if rule == rules[index]]
+        look = {"color": shades_of(rules[index], len(same))[same.index(index)], "marker": "osD^vP"[index % 6]}
+        means = [fmean(m for m, _ in v.at_end("angle_deg").values()) for v in by_strength.values()]
         finals = [fmean(run.accuracies[-1] for run in v.finished) for v in by_strength.values()]
-        angles.plot(list(by_strength), mean_angles, marker="o", label=label)
-        accuracies.plot(list(by_strength), finals, marker="o", label=label)
-    strengths = sorted({strength for by_strength in points.values() for strength in by_strength})
+        angles.plot(list(by_strength), means, label=label, **look)
+        accuracies.plot(list(by_strength), finals, **look)
+        drawn += means
     for panel in (angles, accuracies):
-        panel.set(xscale="log", xlabel="weight decay at first")
-        panel.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
-        panel.minorticks_off()
-    angles.set(ylabel="final path angle (degrees)", ylim=(0, None))
+        _log_axis(panel, points, "weight decay at first")
+    angles.set(ylabel="final path angle (degrees)")
+    angle_axis(angles, drawn)
     accuracies.set(ylabel="top-1 accuracy (%)")
-    angles.legend(frameon=False)
+    angles.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _look(by_value: Mapping[float, Variant]) -> dict[str, Any]:
+    """Return colour and marker of the rule that these variants have."""
+    rule = next(iter(by_value.values())).recipe.convert.rule
+    return {"color": colour_of(rule), "marker": marker_of(rule)}
+
+
+def _log_axis(panel: Any, points: Mapping[str, Mapping[float, Variant]], label: str) -> None:
+    """Give the x axis a tick at each value that there is, on a logarithmic scale."""
+    values = sorted({value for by_value in points.values() for value in by_value})
+    panel.set(xscale="log", xlabel=label)
+    panel.set_xticks(values, [f"{value:g}" for value in values])
+    panel.minorticks_off()
 
 
 def by_decay(variants: Mapping[str, Variant]) -> dict[str, dict[float, Variant]]:
@@ -85,7 +104,7 @@ def by_decay(variants: Mapping[str, Variant]) -> dict[str, dict[float, Variant]]
         train = variant.recipe.train
         until = train.weight_decay_schedule.milestones
         if len(until) == 1:
-            label = f"{variant.recipe.convert.rule}, {until[0]:g} epoch" + "s" * (until[0] != 1)
+            label = f"{variant.recipe.convert.rule}, decay for {until[0]:g} epoch" + "s" * (until[0] != 1)
             points.setdefault(label, {})[train.optimizer.weight_decay] = variant
     return {label: dict(sorted(by_strength.items())) for label, by_strength in sorted(points.items())}
 

@@ -13,31 +13,39 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.figures import pyplot_without_display
+from pfa_convert.reporting.provenance import provenance
 from pfa_convert.reporting.result_figures import Picture, pictures
 from pfa_convert.reporting.result_tables import accuracy_table, angle_table, notes
-from pfa_convert.reporting.results import Variant, rows
+from pfa_convert.reporting.results import Variant
+from pfa_convert.reporting.rows import rows
 
 
-def write_report(experiments: Mapping[str, Mapping[str, Variant]], folder: Path) -> list[Path]:
+def write_report(
+    experiments: Mapping[str, Mapping[str, Variant]], folder: Path, command: str = ""
+) -> list[Path]:
     """Write `report.md`, `results.json`, `index.html` and each figure as PNG and SVG; return their paths.
 
-    Without matplotlib there are no figures.
+    Without matplotlib there are no figures. `index.html` begins with where it comes from: `command`, which
+    made it, with version and date, and the versions, devices and dates of the runs.
 
     Raises:
         UserError: if the folder cannot be written.
     """
     written: list[Path] = []
     sections = []
+    origin = provenance(
+        (run for v in experiments.values() for one in v.values() for run in one.runs), command
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, variants in experiments.items():
-            found = pictures(name, variants) if find_spec("matplotlib") is not None else ()
+        for name, by_label in experiments.items():
+            found = pictures(name, by_label) if find_spec("matplotlib") is not None else ()
             drawn = [(picture, _save(picture, folder, written)) for picture in found]
-            tables = [table for table in (accuracy_table(variants), angle_table(variants)) if table[1:]]
-            said = [note for variant in variants.values() for note in notes(variant)]
+            tables = [table for table in (accuracy_table(by_label), angle_table(by_label)) if table[1:]]
+            said = [note for variant in by_label.values() for note in notes(variant)]
             sections.append({"name": name, "tables": tables, "drawn": drawn, "notes": said})
         for template in ("report.md", "index.html"):
-            text = _templates().get_template(f"{template}.j2").render(sections=sections)
+            text = _templates().get_template(f"{template}.j2").render(sections=sections, origin=origin)
             written.append(folder / template)
             written[-1].write_text(text, encoding="utf-8")
         written.append(folder / "results.json")

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pfa_convert.reporting.results import Row, Variant, rows
+from pfa_convert.reporting.results import Variant
+from pfa_convert.reporting.rows import Row, rows
+from pfa_convert.reporting.style import signed
 
 BEST = "best %"
 HEADINGS = (
@@ -85,7 +87,7 @@ def _with_spread(value: float, spread: float | None) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}"
+    return "" if value is None else signed(value)
 
 
 def print_results(console: Console, experiments: Mapping[str, Mapping[str, Variant]]) -> None:

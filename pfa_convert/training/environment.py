@@ -28,14 +28,14 @@ def environment(seed: int, data: Path | None, device: torch.device) -> dict[str,
     return {
         "seed": seed,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": _command(),
+        "command": command_line(),
         "data": None if data is None else str(data),
-        "pfa_convert": _version("pfa-convert"),
+        "pfa_convert": installed_version("pfa-convert"),
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
-        "timm": _version("timm"),
+        "torchvision": installed_version("torchvision"),
+        "timm": installed_version("timm"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -43,14 +43,15 @@ def environment(seed: int, data: Path | None, device: torch.device) -> dict[str,
     }
 
 
-def _command() -> str:
-    """Return the command line, its program by name alone."""
+def command_line() -> str:
+    """Return the command that this process was started with, its program by name alone."""
     program, *arguments = sys.argv
     name = Path(program).name
     return shlex.join(["pfa-convert" if name in ("__main__.py", "cli.py") else name, *arguments])
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not there."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -9,7 +9,9 @@ from training.runs import call
 
 from pfa_convert.reporting.grouping import differences
 from pfa_convert.reporting.page import write_report
-from pfa_convert.reporting.results import paper, read_runs, rows
+from pfa_convert.reporting.reading import read_runs
+from pfa_convert.reporting.results import paper
+from pfa_convert.reporting.rows import rows
 
 SETTINGS = {
     "lr=0.3": ["train.optimizer.lr=0.3"],

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import statistics
 from dataclasses import replace
 
@@ -12,25 +13,29 @@ from rich.console import Console
 
 from pfa_convert import UserError, load_recipe
 from pfa_convert.recipe_files import packaged_recipes
+from pfa_convert.reporting.alignment_figure import alignment_figure
 from pfa_convert.reporting.page import write_report
-from pfa_convert.reporting.result_figures import alignment_figure, pictures
+from pfa_convert.reporting.reading import read_runs
+from pfa_convert.reporting.result_figures import pictures
 from pfa_convert.reporting.result_tables import print_results
-from pfa_convert.reporting.results import paper, read_runs, rows
+from pfa_convert.reporting.results import paper
+from pfa_convert.reporting.rows import rows
 
 FINALS = {"bp": [98.3, 98.4, 98.5], "pfa": [98.30, 98.41, 98.34], "fa": [97.0, 97.2]}
 
 
-def write_run(folder, name, seed, final, epochs=None, settings=()):
+def write_run(folder, name, seed, final, epochs=None, settings=(), sites=("1", "3", "5")):
     """A run's folder as the trainer leaves it, with made-up figures for all or the first of its epochs."""
     recipe = load_recipe(name, settings)
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
-    (folder / "environment.json").write_text(json.dumps({"seed": seed}))
+    made = {"seed": seed, "torch": "2.14.1", "device": "cpu", "date": f"2026-01-0{seed + 1}T10:00:00+00:00"}
+    (folder / "environment.json").write_text(json.dumps(made))
     lines = []
     length = recipe.train.epochs
     for epoch in range(1, (epochs or length) + 1):
         accuracy = final - (length - epoch)
-        angles = {site: {"angle_deg": 20.0 + seed, "norm_ratio": 1.0} for site in ("1", "3", "5")}
+        angles = {site: {"angle_deg": 20.0 + seed, "norm_ratio": 1.0} for site in sites}
         lines.append({"epoch": epoch, "test_top1": accuracy, "seconds": 2.0, "alignment": angles})
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -110,7 +115,8 @@ def test_the_papers_numbers_in_recipes_and_in_the_report_agree():
 
 
 def test_the_report_is_complete_and_needs_nothing_else(runs, tmp_path):
-    written = {path.name for path in write_report(read_runs([runs]), tmp_path / "report")}
+    command = "pfa-convert report <runs>"
+    written = {path.name for path in write_report(read_runs([runs]), tmp_path / "report", command)}
     assert written == {
         *(f"mnist-mlp-{what}.{kind}" for what in ("accuracy", "alignment") for kind in ("png", "svg")),
         *("report.md", "index.html", "results.json"),
@@ -123,6 +129,11 @@ def test_the_report_is_complete_and_needs_nothing_else(runs, tmp_path):
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert 'src="http' not in page and "<link" not in page and "<script" not in page
+    told = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert told["report"] == "pfa-convert report &lt;runs&gt;"
+    assert told["runs"] == "9, 2026-01-01 to 2026-01-03"
+    assert (told["versions"], told["device"]) == ("PyTorch 2.14.1", "cpu")
+    assert page.count("<table>") == page.count('<div class="wide"><table>')
     first = (tmp_path / "report" / "mnist-mlp-accuracy.svg").read_bytes()
     write_report(read_runs([runs]), tmp_path / "again")
     assert (tmp_path / "again" / "mnist-mlp-accuracy.svg").read_bytes() == first
@@ -168,7 +179,7 @@ def test_first_decays_have_a_figure_by_strength_and_length(tmp_path):
     variants = read_runs([tmp_path / "runs"])["mnist-forgetting"]
     (picture,) = [p for p in pictures("mnist-forgetting", variants) if p.name.endswith("forgetting")]
     lines = {line.get_label(): list(line.get_xdata()) for line in picture.figure.axes[0].lines}
-    assert lines == {"pfa, 1 epoch": [0.003, 0.03], "pfa, 2 epochs": [0.03]}
+    assert lines == {"pfa, decay for 1 epoch": [0.003, 0.03], "pfa, decay for 2 epochs": [0.03]}
     assert list(picture.figure.axes[1].lines[0].get_ydata()) == [98.0, 98.0]
 
 
@@ -177,7 +188,8 @@ def test_captions_promise_only_what_is_drawn(runs, tmp_path):
     experiments = read_runs([runs, tmp_path / "more"])
     captions = {p.name: p.caption for name, v in experiments.items() for p in pictures(name, v)}
     assert captions["digits-mlp-accuracy"] == "Accuracy by epoch."
-    assert captions["digits-mlp-alignment"].endswith("(bright).")
+    assert captions["digits-mlp-alignment"].endswith("a line for each layer.")
+    assert captions["mnist-mlp-accuracy"].startswith("Accuracy by epoch, and after the last one; mean")
     assert captions["mnist-mlp-accuracy"].endswith(
         "; mean over the seeds, band of one standard deviation; dashed, the paper's."
     )
