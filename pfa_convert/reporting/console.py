@@ -31,7 +31,9 @@ ROWS = 24
 
 
 def _option(rule: str, key: str, value: Any) -> str:
-    """Return an option as the table shows it; no choice that is the rule's default, and no share of 1."""
+    """Return an option as the table shows it: none that is not set, no default choice, no share of 1."""
+    if value is None:
+        return ""
     if isinstance(value, bool | str):
         from pfa_convert.rules import RULES
 
