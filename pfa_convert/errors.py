@@ -23,12 +23,12 @@ class UserError(ValueError):
         names = sorted({str(choice) for choice in choices})
         if names:
             message += f"; {_suggestion(given, names)}"
-        super().__init__(_one_line(message))
+        super().__init__(one_line(message))
 
 
 def misfortune(error: BaseException) -> str | None:
     """Return in one line what the machine did to a run, such as too little memory; None for other errors."""
-    text = _one_line(str(error))
+    text = one_line(error)
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         return f"not enough memory: {text}"
     if text.startswith("DataLoader worker"):
@@ -36,9 +36,15 @@ def misfortune(error: BaseException) -> str | None:
     return None
 
 
-def _one_line(message: str) -> str:
-    """Return a message with single spaces, without the C++ frames that PyTorch adds to some of its own."""
-    return " ".join(message.partition("Exception raised from")[0].split())
+def one_line(said: object, longest: int | None = None) -> str:
+    """Return what an error or a text says in one line of at most so many characters.
+
+    Spaces become single ones; the C++ frames that PyTorch adds to some of its messages are left out.
+
+    >>> one_line(ValueError("a\\n  b"))
+    'a b'
+    """
+    return " ".join(str(said).partition("Exception raised from")[0].split())[:longest]
 
 
 def _suggestion(given: str | None, names: list[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -174,14 +175,17 @@ class Recipe(_Section):
         return self.model_dump(exclude_none=True)
 
 
-def load_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    source: str | Path, settings: Iterable[str] = (), note: Callable[[str], object] = warnings.warn
+) -> Recipe:
     """Return the recipe in a file, or the packaged one of that name.
 
     Args:
         source: a path, `path:variant`, or the name of a packaged recipe.
         settings: changes such as `train.epochs=5`, the values written as in YAML. With another
             `train.optimizer.name`, arguments of the file's optimizer that the new one does not take are
-            left out.
+            left out, and `note` is told which.
+        note: told, in one line, what was left out; a warning by default.
 
     Raises:
         UserError: naming file, and every mistake with its key, reason and the nearest valid choice.
@@ -195,7 +199,9 @@ def load_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
     if any(setting.startswith("train.optimizer.name=") for setting in settings):
         from pfa_convert.recipe_check import without_foreign_arguments
 
-        changed = without_foreign_arguments(changed, settings)
+        changed, left_out = without_foreign_arguments(changed, settings)
+        if left_out is not None:
+            note(left_out)
     return parse_recipe(changed, str(source))
 
 

@@ -151,12 +151,24 @@ def _arguments(chosen: type[torch.optim.Optimizer]) -> set[str]:
     return set(inspect.signature(chosen).parameters) - {"params"}
 
 
-def without_foreign_arguments(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Leave out what a file says for its optimizer and the one that a setting names does not take."""
+def without_foreign_arguments(
+    content: Mapping[str, Any], settings: Iterable[str]
+) -> tuple[dict[str, Any], str | None]:
+    """Leave out what a file says for its optimizer and the one that a setting names does not take.
+
+    Returns:
+        The content, and a line that tells what was left out and what was kept; None if all was kept.
+    """
     section = content["train"]["optimizer"]
     chosen = optimizers().get(str(section.get("name", "")).lower())
-    if chosen is not None:
-        given = {setting.partition("=")[0].rpartition(".")[2] for setting in settings}
-        kept = _arguments(chosen) | given | {"name"}
-        content["train"]["optimizer"] = {key: value for key, value in section.items() if key in kept}
-    return content
+    if chosen is None:
+        return dict(content), None
+    given = {setting.partition("=")[0].rpartition(".")[2] for setting in settings}
+    taken = _arguments(chosen) | given | {"name"}
+    kept = {key: value for key, value in section.items() if key in taken}
+    changed = {**content, "train": {**content["train"], "optimizer": kept}}
+    if not (foreign := section.keys() - kept.keys()):
+        return changed, None
+    stay = ", ".join(f"{key} {value}" for key, value in kept.items() if key not in given)
+    line = f"{chosen.__name__} takes no {' and no '.join(sorted(foreign))} of the recipe's: left out"
+    return changed, f"train.optimizer: {line}" + (f"; kept: {stay}" if stay else "")

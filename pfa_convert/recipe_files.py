@@ -77,16 +77,19 @@ def _folder() -> Path | None:
     return next((f for f in (here / "recipes", here.parent / "recipes") if f.is_dir()), None)
 
 
-def packaged_recipes(begun: str | None = None) -> dict[str, tuple[RecipeFile, Choice]]:
+def packaged_recipes(
+    begun: str | None = None, extending: tuple[Path, ...] = ()
+) -> dict[str, tuple[RecipeFile, Choice]]:
     """Return every recipe that comes with the package, by name: each variant of each file.
 
-    With `begun`, only those of files whose name it begins with, and no other file is read.
+    With `begun`, only those of files whose name it begins with, and no other file is read; `extending` are
+    the files that lead here, as for `read_file`.
     """
     return {
         "-".join([stem, *choice.values()]): (file, choice)
         for stem, path in packaged_files().items()
         if begun is None or begun == stem or begun.startswith(f"{stem}-")
-        for file in [read_file(path)]
+        for file in [read_file(path, extending)]
         for choice in file.choices()
     }
 
@@ -115,8 +118,9 @@ def read_file(path: Path, extending: tuple[Path, ...] = ()) -> RecipeFile:
         return RecipeFile(path, own, variants, None)
     if not isinstance(extends, str):
         raise UserError(f"key 'extends': not the name of a recipe: {extends!r}", where=str(path))
-    beside = (path.parent / extends, path.parent / f"{extends}.yaml")
-    source = next((file for file in beside if file.is_file()), extends)
+    named, colon, variant = extends.rpartition(":") if ":" in extends else (extends, "", "")
+    beside = (path.parent / named, path.parent / f"{named}.yaml")
+    source = next((f"{file}{colon}{variant}" for file in beside if file.is_file()), extends)
     return RecipeFile(path, own, variants, _find(source, (*extending, path.resolve())))
 
 
@@ -132,9 +136,9 @@ def _find(source: str | Path, extending: tuple[Path, ...]) -> tuple[RecipeFile, 
     files = packaged_files()
     if str(source) in files:
         return read_file(files[str(source)], extending), {}
-    packaged = packaged_recipes(str(source))
+    packaged = packaged_recipes(str(source), extending)
     if str(source) not in packaged:
-        choices = [*files, *packaged_recipes()]
+        choices = [*files] if extending else [*files, *packaged_recipes()]
         raise UserError(f"unknown recipe {str(source)!r}", given=str(source), choices=choices)
     return packaged[str(source)]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from pfa_convert.errors import UserError
+from pfa_convert.errors import UserError, one_line
 from pfa_convert.importing import imported
 
 Key = TypeVar("Key")
@@ -71,7 +71,7 @@ class _Table(Generic[Key, Entry]):
                 plugin.load()
             except Exception as error:
                 package = f" of {plugin.dist.name}" if plugin.dist else ""
-                text = " ".join(str(error).split())
+                text = one_line(error)
                 warnings.warn(
                     f"the plugin {plugin.name!r}{package} ({plugin.value}) is left out, since it cannot be "
                     f"imported: {type(error).__name__}: {text}",

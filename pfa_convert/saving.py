@@ -10,7 +10,7 @@ from torch import nn
 
 from pfa_convert.alignment import report_of
 from pfa_convert.convert import convert
-from pfa_convert.errors import UserError
+from pfa_convert.errors import UserError, one_line
 from pfa_convert.files import load_tensors, save_tensors
 from pfa_convert.models import build
 
@@ -44,6 +44,5 @@ def load(path: str | Path) -> Any:
     try:
         converted.load_state_dict(tensors)
     except RuntimeError as error:
-        text = " ".join(str(error).split())[:200]
-        raise UserError(f"does not fit the model it names: {text}", where=str(path)) from None
+        raise UserError(f"does not fit the model it names: {one_line(error, 200)}", where=str(path)) from None
     return converted

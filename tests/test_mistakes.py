@@ -144,8 +144,20 @@ def test_every_data_set_refuses_options_that_it_does_not_have(dataset, tmp_path)
 
 
 def test_another_optimizer_is_one_setting():
-    changed = load_recipe("mnist-mlp-pfa", ["train.optimizer.name=adamw", "train.optimizer.lr=0.002"])
+    settings, said = ["train.optimizer.name=adamw", "train.optimizer.lr=0.002"], []
+    changed = load_recipe("mnist-mlp-pfa", settings, said.append)
     assert changed.train.optimizer.model_dump() == {"name": "adamw", "lr": 0.002, "weight_decay": 0.03}
+    left_out = "train.optimizer: AdamW takes no momentum of the recipe's: left out; kept: weight_decay 0.03"
+    assert said == [left_out]
+    with pytest.warns(UserWarning, match="takes no momentum"):
+        load_recipe("mnist-mlp-pfa", settings)
+    assert load_recipe(
+        "mnist-mlp-pfa", ["train.optimizer.name=rmsprop"], pytest.fail
+    ).train.optimizer.arguments == {
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 0.03,
+    }
     with pytest.raises(UserError, match="AdamW takes no 'momentum'"):
         load_recipe("mnist-mlp-pfa", ["train.optimizer.name=adamw", "train.optimizer.momentum=0.9"])
 

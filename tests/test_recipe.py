@@ -2,8 +2,9 @@
 
 import pytest
 import yaml
+from training.runs import call
 
-from pfa_convert import UserError, load_recipe
+from pfa_convert import UserError, load_recipe, recipe_files
 from pfa_convert.convert import convert
 from pfa_convert.models import build
 from pfa_convert.recipe_files import packaged_recipes
@@ -166,6 +167,48 @@ def test_files_that_are_no_recipes(tmp_path):
         load_recipe(tmp_path / "huge.yaml")
     with pytest.raises(UserError, match="is a folder"):
         load_recipe(tmp_path)
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """A folder that stands for the one of the packaged recipes."""
+    folder = tmp_path / "packaged"
+    folder.mkdir()
+    monkeypatch.setattr(recipe_files, "_folder", lambda: folder)
+    return folder
+
+
+VARIANTS = "model: {name: paper/mlp}\nvariants: {rule: {fa: {convert: {rule: fa}}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.yaml": "extends: a\n"}, "a.yaml: extends itself"),
+        ({"a.yaml": "extends: a-fa\n" + VARIANTS}, "a.yaml: extends itself"),
+        ({"a.yaml": "extends: b-fa\n", "b.yaml": "extends: a-fa\n" + VARIANTS}, "a.yaml: extends itself"),
+        ({"a.yaml": "extends: b\n", "b.yaml": "extends: c\n", "c.yaml": "extends: a\n"}, "extends itself"),
+        ({"a.yaml": "extends: nosuch\n", "b.yaml": VARIANTS}, "unknown recipe 'nosuch'"),
+        ({"a.yaml": "extends: b-f\n", "b.yaml": VARIANTS}, "unknown recipe 'b-f'"),
+        ({"a.yaml": "extends: b.yaml:f\n", "b.yaml": VARIANTS}, "no variant 'f'; did you mean 'fa'"),
+    ],
+)
+def test_packaged_recipes_that_extend_themselves_are_refused_in_a_line(packaged, files, message):
+    for name, text in files.items():
+        (packaged / name).write_text(text)
+    for source in ("a", "a-fa", packaged / "a.yaml"):
+        called = call("train", source)
+        assert called.code == 2 and called.errors.count("\n") == 1 and message in called.errors, called
+
+
+def test_a_recipe_may_extend_a_variant_of_another_file(packaged, tmp_path):
+    (packaged / "base.yaml").write_text(VARIANTS)
+    (packaged / "of-packaged.yaml").write_text("extends: base-fa\ntrain: {epochs: 3}\n")
+    beside = tmp_path / "beside.yaml"
+    beside.write_text("extends: packaged/base.yaml:fa\ntrain: {epochs: 3}\n")
+    for source in ("of-packaged", beside):
+        recipe = load_recipe(source)
+        assert (recipe.convert.rule, recipe.train.epochs) == ("fa", 3)
 
 
 def test_a_base_is_found_beside_the_recipe_that_extends_it(tmp_path):

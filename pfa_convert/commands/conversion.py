@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pfa_convert.convert import convert, revert
+from pfa_convert.errors import one_line
 from pfa_convert.files import read_header
 from pfa_convert.models import ResolvedModel, build, example
 from pfa_convert.recipe import load_recipe
@@ -77,6 +78,6 @@ def _compare_forwards(plain: Any, converted: Any, inputs: tuple[Any, ...]) -> di
         with torch.no_grad():
             copy.deepcopy(plain).eval()(*inputs)
     except Exception as error:
-        reason = f"the plain model does not take a batch of images: {' '.join(str(error).split())[:120]}"
+        reason = f"the plain model does not take a batch of images: {one_line(error, 120)}"
         return {"forward_max_difference": None, "forward_check": reason}
     return {"forward_max_difference": forward_difference(plain, converted, *inputs)}

@@ -51,7 +51,6 @@ def _run(path: Path, data: Path | None) -> tuple[str, Any, tuple[Any, ...]]:
     import torch
     from torch.nn import functional
 
-    from pfa_convert.recipe import load_recipe
     from pfa_convert.training.checkpoint import load_model
     from pfa_convert.training.run_folder import RunFolder
     from pfa_convert.training.setup import first_batch, make_model
@@ -59,7 +58,7 @@ def _run(path: Path, data: Path | None) -> tuple[str, Any, tuple[Any, ...]]:
     folder = RunFolder(path)
     if not folder.recipe.exists() or not folder.last.exists():
         raise UserError("is not the folder of a run", where=str(folder.path))
-    recipe = load_recipe(str(folder.recipe))
+    recipe = folder.kept_recipe()
     model = make_model(recipe, folder.seed, torch.device("cpu"))
     load_model(folder.last, model)
     images, labels = first_batch(recipe, data)

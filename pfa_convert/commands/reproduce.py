@@ -80,7 +80,10 @@ def reproduce_command(
     from pfa_convert.training.reproduction import arguments, plan, reproduce
 
     wanted = dict(_axis(text) for text in only) | ({"rule": rules.split(",")} if rules else {})
-    runs = plan(table, output, wanted, None if seeds is None else _numbers(seeds), settings)
+    notes: dict[str, None] = {}
+    runs = plan(table, output, wanted, None if seeds is None else _numbers(seeds), settings, notes.setdefault)
+    for note in notes:  # each once, though it is of many recipes
+        click.echo(note, err=True)
     if listing:
         for run in runs:
             click.echo(shlex.join(["pfa-convert", *arguments(run, data, settings, device)]))

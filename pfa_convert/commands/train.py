@@ -59,12 +59,12 @@ def train_command(
     """
     from pfa_convert.recipe import load_recipe
 
-    loaded = load_recipe(recipe, settings)
+    talk = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console
+    loaded = load_recipe(recipe, settings, lambda text: talk.print(text, markup=False))
 
     from pfa_convert.reporting.run_progress import ProgressWatcher
     from pfa_convert.training import train
 
-    talk = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console
     _tell_variants(talk, recipe, loaded)
     watcher = ProgressWatcher(talk)
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pfa_convert.errors import UserError
+from pfa_convert.errors import UserError, one_line
 from pfa_convert.feedback.follow import FollowWeights, Learned, Operand, tensors_of
 from pfa_convert.feedback.functions import axes_after, plain_name, those_that_count
 from pfa_convert.feedback.layout import ProductLayout, WeightLayout
@@ -48,7 +48,7 @@ def discover_by_example(model: nn.Module, example: Example, found: Discovery) ->
             with torch.enable_grad(), recorder:
                 run_of(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
         except Exception as error:
-            text = " ".join(str(error).split())[:160]
+            text = one_line(error, 160)
             kind = type(error).__name__
             raise UserError(f"example: the model does not run with it: {kind}: {text}") from error
     sites = list(dict.fromkeys(recorder.sites))

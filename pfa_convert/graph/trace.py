@@ -24,6 +24,7 @@ from torch.fx import _symbolic_trace as symbolic_trace
 from torch.fx.proxy import ParameterProxy, TraceError
 from torch.nn.parameter import UninitializedParameter
 
+from pfa_convert.errors import one_line
 from pfa_convert.feedback.redirect import inside_reentrant_checkpointing
 from pfa_convert.graph.sites import plain_class
 from pfa_convert.graph.standin import StandIn
@@ -224,7 +225,7 @@ def _reason(error: Exception) -> str:
     elif isinstance(error, TraceError):
         reason = str(error)
     else:
-        reason = f"torch.fx: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        reason = f"torch.fx: {type(error).__name__}: {one_line(error, 120)}"
     own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not frame.filename.startswith(own)]

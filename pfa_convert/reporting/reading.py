@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 from pfa_convert.errors import UserError
-from pfa_convert.recipe import load_recipe
 from pfa_convert.recipe_text import read_mapping
 from pfa_convert.reporting.grouping import differences, place_of, what_counts
 from pfa_convert.reporting.results import Run, Variant
@@ -33,7 +32,7 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
         for folder in map(RunFolder, folders):
             untrained, *records = _from_epoch_0(folder.records())
             made = json.loads(folder.environment.read_text(encoding="utf-8"))
-            run = Run(load_recipe(folder.recipe), made["seed"], tuple(records), untrained, made)
+            run = Run(folder.kept_recipe(), made["seed"], tuple(records), untrained, made)
             if run.records:
                 found.append((folder, run))
     experiments: dict[str, dict[str, Variant]] = {}

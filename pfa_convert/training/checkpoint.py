@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfa_convert.errors import UserError
+from pfa_convert.errors import UserError, one_line
 from pfa_convert.files import load_tensors, save_tensors
 
 
@@ -55,8 +55,7 @@ def _load_model(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> 
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise UserError(f"is of another model or recipe: {first}", where=str(path)) from None
+        raise UserError(f"is of another model or recipe: {one_line(error, 200)}", where=str(path)) from None
 
 
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Loaded:

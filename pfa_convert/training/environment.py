@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from pfa_convert.training.earlier import FORMAT
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -26,6 +28,7 @@ def environment(seed: int, data: Path | None, device: torch.device) -> dict[str,
         device: where the run trains.
     """
     return {
+        "format": FORMAT,
         "seed": seed,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(),

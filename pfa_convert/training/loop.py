@@ -20,6 +20,7 @@ from pfa_convert.inspection import share_of_start
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.diagnosis import first_not_finite
 from pfa_convert.training.distributed import join
+from pfa_convert.training.earlier import notice
 from pfa_convert.training.environment import environment
 from pfa_convert.training.epoch import train_epoch
 from pfa_convert.training.evaluation import Score
@@ -111,6 +112,8 @@ def train(
         processes.wait()
         if continuing:
             session.load(folder.last)
+            if said := notice(folder.surroundings()):
+                watcher.note(said)
             if processes.main:
                 folder.extend(recipe)
         else:

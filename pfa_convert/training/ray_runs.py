@@ -5,18 +5,22 @@ All machines see the same files (a shared file system) and have this package ins
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pfa_convert.errors import UserError
+from pfa_convert.errors import UserError, one_line
 from pfa_convert.training.reproduction import Ended, PlannedRun, arguments, last_words, transcript
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.worker import run_command
 
 TRIES = 20
 """So often is a run continued elsewhere when its worker or machine is lost."""
+
+ANSWER = 10.0
+"""Seconds in which a cluster's machine must take a connection."""
 
 PATIENCE = 60.0
 """Seconds that runs have to save when they are asked to stop."""
@@ -97,8 +101,20 @@ def _outcome(ray: Any, reference: Any, run: PlannedRun) -> str | None:
     try:
         code = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return " ".join(str(error).split())[-300:]
+        return one_line(error)[-300:]
     return last_words(run, code) if code else None
+
+
+def _refuse_silence(address: str) -> None:
+    """Raise UserError if nothing listens at `HOST:PORT`: Ray would try for minutes before it says so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"no Ray cluster at {address!r}: {reason}", where="--ray") from None
 
 
 def _connect(address: str) -> Any:
@@ -109,6 +125,7 @@ def _connect(address: str) -> Any:
             "needs Ray: pip install 'ray>=2.40', or '.[ray]' from a checkout", where="--ray"
         ) from None
     if not ray.is_initialized():
+        _refuse_silence(address)
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:  # Ray exits if none answers

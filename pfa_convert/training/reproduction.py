@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def plan(
     only: Mapping[str, Sequence[str]],
     seeds: Sequence[int] | None = None,
     settings: Sequence[str] = (),
+    note: Callable[[str], object] = warnings.warn,
 ) -> list[PlannedRun]:
     """Return the runs of a table, all variants with the first seed before any with the second.
 
@@ -57,6 +59,7 @@ def plan(
         only: for an axis of the variants, those that are wanted; all by default.
         seeds: the recipe's own by default.
         settings: changes of the recipe, such as `train.epochs=5`.
+        note: told what they leave out of a recipe, as by `load_recipe`.
 
     Raises:
         UserError: for an unknown table, axis or variant, a recipe that is not valid with the settings, or a
@@ -67,7 +70,7 @@ def plan(
     runs = []
     for choice in [chosen] if chosen else _wanted(file, only):
         recipe_source = source if chosen or not choice else f"{file.path}:{'-'.join(choice.values())}"
-        recipe = load_recipe(recipe_source, settings)
+        recipe = load_recipe(recipe_source, settings, note)
         for seed in recipe.train.seeds if seeds is None else seeds:
             folder = RunFolder(output / recipe.name / f"seed-{seed}")
             if folder.recipe.exists():

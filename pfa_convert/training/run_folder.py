@@ -14,6 +14,7 @@ from pfa_convert.errors import UserError
 from pfa_convert.files import write_text
 from pfa_convert.recipe import Recipe, parse_recipe
 from pfa_convert.recipe_text import read_mapping
+from pfa_convert.training.earlier import as_of_now, refuse_other_images
 
 CHANGEABLE = ("train.epochs", "train.seeds", "data.root", "data.workers", "expect", "experiment", "variant")
 """What of a recipe may be another when a run goes on: it does not change what was done so far."""
@@ -54,7 +55,12 @@ class RunFolder:
     @property
     def seed(self) -> int:
         """The seed of the run."""
-        return int(json.loads(self.environment.read_text())["seed"])
+        return int(self.surroundings()["seed"])
+
+    def surroundings(self) -> dict[str, Any]:
+        """Return where and how the run was begun."""
+        content: dict[str, Any] = json.loads(self.environment.read_text())
+        return content
 
     def to_be_continued(self, recipe: Recipe, seed: int, *, resume: bool, overwrite: bool) -> bool:
         """Return whether there is a run here that goes on; False where a new one begins.
@@ -79,17 +85,19 @@ class RunFolder:
 
     def is_finished(self, recipe: Recipe) -> bool:
         """Return whether the run has come to the end of this recipe."""
-        return self.result.exists() and self._kept_recipe().train.epochs == recipe.train.epochs
+        return self.result.exists() and self.kept_recipe().train.epochs == recipe.train.epochs
 
     def check_same(self, recipe: Recipe, seed: int) -> None:
         """Raise UserError unless the run here can go on by this recipe and seed; `CHANGEABLE` may differ."""
-        kept = self._kept_recipe()
+        kept = self.kept_recipe()
         there, here = ({**flat(r.to_dict()), "seed": s} for r, s in ((kept, self.seed), (recipe, seed)))
         if differences := differing(there, here):
             raise UserError(
                 f"holds a run of another recipe or seed: {'; '.join(differences)}; choose another --output",
                 where=str(self.path),
             )
+        if not self.is_finished(recipe):
+            refuse_other_images(recipe.to_dict(), self.surroundings(), str(self.path))
         if kept.train.epochs == recipe.train.epochs:
             return
         change = f"train.epochs is {kept.train.epochs} there and {recipe.train.epochs} here"
@@ -103,12 +111,14 @@ class RunFolder:
 
     def extend(self, recipe: Recipe) -> None:
         """Describe a run that goes on by a recipe with other epochs; the result, if there is one, goes."""
-        if self._kept_recipe() != recipe:
+        if self.kept_recipe() != recipe:
             self.result.unlink(missing_ok=True)
             write_text(self.recipe, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
 
-    def _kept_recipe(self) -> Recipe:
-        return parse_recipe(read_mapping(self.recipe), str(self.recipe))
+    def kept_recipe(self) -> Recipe:
+        """Return the recipe of the run, as the present version says what it does."""
+        content = as_of_now(read_mapping(self.recipe), self.surroundings())
+        return parse_recipe(content, str(self.recipe))
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to the log."""

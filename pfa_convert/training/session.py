@@ -20,7 +20,7 @@ from pfa_convert.alignment import gradient_angles
 from pfa_convert.convert import strip_feedback
 from pfa_convert.data import Data
 from pfa_convert.data.base import Share, Split, batch_starts
-from pfa_convert.errors import UserError
+from pfa_convert.errors import UserError, one_line
 from pfa_convert.feedback.coupling import couple
 from pfa_convert.feedback.weight import learning_between_steps
 from pfa_convert.recipe import Recipe
@@ -165,7 +165,7 @@ def _refuse_misfit(recipe: Recipe, model: nn.Module, data: Data, processes: Proc
     try:
         logits = model(images)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UserError(f"{recipe.model.name} does not take images of {size}: {reason}") from None
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UserError(f"{recipe.model.name} does not return logits of the shape (batch, classes)")

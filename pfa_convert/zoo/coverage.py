@@ -15,7 +15,7 @@ from pfa_convert.audit.account import NO_LINEAR_MAP, NOT_REACHED, SITE, SKIPPED,
 from pfa_convert.convert import convert
 from pfa_convert.models import build, example
 from pfa_convert.verify import verify_both_modes
-from pfa_convert.zoo.sweep import one_line, time_limit
+from pfa_convert.zoo.sweep import kind_and_text, time_limit
 
 LARGEST_IN_MEMORY = 400e6
 """Parameters of a model that is run with memory, where it does not run without."""
@@ -53,7 +53,7 @@ def check(name: str, limit: int = 600) -> Coverage:
         with time_limit(limit):
             return _check(name)
     except Exception as error:
-        return Coverage(name, "failed", reasons=one_line(error))
+        return Coverage(name, "failed", reasons=kind_and_text(error))
 
 
 def _check(name: str) -> Coverage:

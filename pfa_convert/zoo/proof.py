@@ -31,7 +31,7 @@ from pfa_convert.models import build, example
 from pfa_convert.verify import verify_both_modes
 from pfa_convert.zoo.coverage import build_on_meta
 from pfa_convert.zoo.errors import ErrorsBelow
-from pfa_convert.zoo.sweep import one_line, time_limit
+from pfa_convert.zoo.sweep import kind_and_text, time_limit
 
 TOLERANCE = 1e-10
 """For float64 gradients, relative to each Parameter's own or, where larger, a 1e-4 of the mean one's norm.
@@ -92,7 +92,7 @@ def prove(name: str, largest: float = math.inf, limit: int = 900) -> Proof | Non
             torch.manual_seed(0)
             _prove(name, findings)
     except Exception as error:
-        findings.failures.append(one_line(error))
+        findings.failures.append(kind_and_text(error))
     return Proof(
         model=name,
         status="failed" if findings.failures else "proved",

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
+from pfa_convert.errors import one_line
+
 
 class Line(Protocol):
     """One line of a table: a data class of text and numbers, one for each model."""
@@ -87,6 +89,6 @@ def time_limit(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def one_line(error: Exception) -> str:
+def kind_and_text(error: Exception) -> str:
     """Return an error's kind and message on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return f"{type(error).__name__}: {one_line(error, 160)}"

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,25 @@ from pfa_convert.training.ray_runs import reproduce_on_ray
 from pfa_convert.training.reproduction import plan
 from pfa_convert.training.run_folder import RunFolder
 
+LONGEST = 120
+"""Seconds. A test takes 20 at most on a busy machine; one that waits for ever fails here, and says where."""
+
 SETTINGS = ["train.epochs=60", "model.hidden=[64]"]
+
+
+@pytest.fixture(autouse=True)
+def alarm():
+    """Let a test that hangs fail, with the place that it waits at."""
+
+    def ring(_signal, frame):
+        where = "".join(traceback.format_stack(frame, limit=4))
+        pytest.fail(f"no end after {LONGEST} seconds; it waits at\n{where}", pytrace=False)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(LONGEST)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
