@@ -101,9 +101,9 @@ def test_a_damaged_image_is_skipped_where_the_recipe_says_so(root):
 
 
 def test_the_imagenet_recipe_runs_on_such_a_folder(root, tmp_path):
-    settings = ["train.epochs=1", "data.batch_size=12", "data.workers=0"]
-    settings += ["data.options={image_size: 32, resize: 40}", "convert.options={expansion: 1}"]
-    result = train(load_recipe("imagenet-resnet18-pfa", settings), data_root=root, output=tmp_path / "run")
+    settings = ["train.epochs=1", "data.batch_size=24", "data.workers=0"]
+    settings += ["data.options={image_size: 32, resize: 40}"]
+    result = train(load_recipe("imagenet-resnet18-pfa-o", settings), data_root=root, output=tmp_path / "run")
     assert result.evaluated_on == "test" and result.epochs == 1
     assert len(result.angle_deg) == 21
 
