@@ -126,6 +126,8 @@ for rule in sys.argv[1:]:
 
 
 def test_a_second_device_that_autocast_does_not_know():
-    done = subprocess.run([sys.executable, "-c", LAZY, *LAZY_RULES], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", LAZY, *LAZY_RULES], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == LAZY_RULES

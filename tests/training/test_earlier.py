@@ -12,7 +12,7 @@ import torch
 from runs import call
 
 from pfa_convert import UserError, alignment, load_recipe, train
-from pfa_convert.reporting.results import read_runs
+from pfa_convert.reporting.reading import read_runs
 from pfa_convert.training.checkpoint import load_model
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.training.setup import make_model
