@@ -179,6 +179,17 @@ def hold_out(
     return Data(training, validating, test, num_classes, shape, folder)
 
 
+def with_fewer(data: Data, images: int) -> Data:
+    """Return the Data of a set in memory with so many training images, the same in all runs."""
+    train = data.train
+    assert isinstance(train, DeviceSplit)
+    if images > len(train):
+        raise UserError(f"images: {images} are more than the {len(train)} training images")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))
+    kept = order[:images].to(train.images.device)
+    return replace(data, train=replace(train, images=train.images[kept], labels=train.labels[kept]))
+
+
 def require_folder(folder: Path, dataset: str, hint: str) -> Path:
     """Return the folder; raises UserError that names it and how to get the data if it is missing."""
     if not folder.is_dir():

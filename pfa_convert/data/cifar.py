@@ -16,7 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pfa_convert.atomic import appearing_whole
-from pfa_convert.data.base import DATASETS, Data, DeviceSplit, Normalisation, hold_out, require_folder
+from pfa_convert.data.base import (
+    DATASETS,
+    Count,
+    Data,
+    DeviceSplit,
+    Normalisation,
+    hold_out,
+    require_folder,
+    with_fewer,
+)
 from pfa_convert.data.image_files import ImageFiles, decode, list_images
 from pfa_convert.errors import UserError
 
@@ -24,12 +33,17 @@ NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 @DATASETS.register("cifar10")
-def cifar10(*, root: Path, validation: int, device: torch.device) -> Data:
-    """Return CIFAR-10 from `root/cifar10/{train,test}/CLASS/` or `root/cifar-10-batches-py`."""
+def cifar10(*, root: Path, validation: int, device: torch.device, images: Count | None = None) -> Data:
+    """Return CIFAR-10 from `root/cifar10/{train,test}/CLASS/` or `root/cifar-10-batches-py`.
+
+    Training is on so many `images` of those that are not held out, always the same ones; all by default.
+    """
     if (root / "cifar10").is_dir():
         parts = _image_folder(root / "cifar10")
-        return _data(parts, 10, validation, device, folder=root / "cifar10")
-    return _torchvision("CIFAR10", "cifar-10-batches-py", root, 10, validation, device)
+        data = _data(parts, 10, validation, device, folder=root / "cifar10")
+    else:
+        data = _torchvision("CIFAR10", "cifar-10-batches-py", root, 10, validation, device)
+    return data if images is None else with_fewer(data, images)
 
 
 @DATASETS.register("cifar100")
