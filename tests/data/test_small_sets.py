@@ -33,8 +33,10 @@ def mnist(tmp_path):
     return tmp_path, content
 
 
-def load(name, root, validation=0):
-    return load_data(name, root, validation=validation, device=torch.device("cpu"), workers=0, options={})
+def load(name, root, validation=0, **options):
+    return load_data(
+        name, root, validation=validation, device=torch.device("cpu"), workers=0, options=options
+    )
 
 
 def test_mnist_is_normalised_by_its_mean_and_standard_deviation(mnist):
@@ -98,6 +100,18 @@ def test_cifar_from_a_folder_is_decoded_once_and_again_when_the_files_change(cif
     assert labels.tolist() == [label for label in range(10) for _ in range(2)]
     (cifar / "cifar10" / "test" / "class0" / "0.png").unlink()
     assert len(load("cifar10", cifar).evaluation) == 19
+
+
+def test_fewer_images_are_always_the_same_ones_of_all_classes(cifar):
+    data = load("cifar10", cifar, images=20, validation=5)
+    again = load("cifar10", cifar, images=20, validation=5)
+    assert (len(data.train), len(data.evaluation), len(data.test)) == (20, 5, 20)
+    assert torch.equal(data.train.images, again.train.images)
+    whole = load("cifar10", cifar, validation=5)
+    assert {bytes(i.numpy()) for i in data.train.images} <= {bytes(i.numpy()) for i in whole.train.images}
+    assert len(set(data.train.labels.tolist())) > 6
+    with pytest.raises(UserError, match="30 are more than the 25"):
+        load("cifar10", cifar, images=30, validation=5)
 
 
 def test_a_damaged_cache_is_made_anew(cifar):

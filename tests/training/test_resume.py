@@ -135,6 +135,17 @@ def test_sigterm_saves_within_the_epoch(tmp_path, accumulation):
             "digits-mlp-brsf",
             ["data={dataset: synthetic, options: {images: 96}}", "model={name: paper/resnet20, width: 4}"],
         ),
+        (
+            "digits-mlp-pfa",
+            [
+                "data={dataset: synthetic, options: {images: 96}, batch_size: 16}",
+                "model={name: timm/vit_tiny_patch16_224, img_size: 32, patch_size: 8, embed_dim: 16, depth: 1, "
+                "num_heads: 2}",
+                "train.optimizer={name: adamw, lr: 0.001, weight_decay: 0.05}",
+                "train.forgetting=5",
+                "convert.options={start_norm: weight}",
+            ],
+        ),
         # So strong a decay that the coupled feedback forgets its first value, and drops it.
         (
             "digits-mlp-pfa",
@@ -146,7 +157,7 @@ def test_sigterm_saves_within_the_epoch(tmp_path, accumulation):
             ],
         ),
     ],
-    ids=["ema", "accumulation", "adamw", "fp16", "batchnorm and random feedback", "forgotten"],
+    ids=["ema", "accumulation", "adamw", "fp16", "batchnorm and random feedback", "transformer", "forgotten"],
 )
 def test_every_kind_of_state_is_in_the_checkpoint(tmp_path, base, settings):
     recipe = load_recipe(base, ["train.epochs=3", *settings])
