@@ -33,7 +33,8 @@ def script(tmp_path):
 MLP = ["model.hidden=[32, 32]", "data.validation=101"]
 VIT = [
     "data={dataset: synthetic, options: {images: 96}, batch_size: 16, validation: 16}",
-    "model={name: timm/vit_tiny_patch16_224, img_size: 32, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}",
+    "model={name: timm/vit_tiny_patch16_224, img_size: 32, patch_size: 8, embed_dim: 16, depth: 2, "
+    "num_heads: 2}",
     "train.optimizer={name: adamw, lr: 0.001, weight_decay: 0.05}",
     "train.forgetting=40",
 ]

@@ -139,8 +139,8 @@ def test_sigterm_saves_within_the_epoch(tmp_path, accumulation):
             "digits-mlp-pfa",
             [
                 "data={dataset: synthetic, options: {images: 96}, batch_size: 16}",
-                "model={name: timm/vit_tiny_patch16_224, img_size: 32, patch_size: 8, embed_dim: 16, depth: 1, "
-                "num_heads: 2}",
+                "model={name: timm/vit_tiny_patch16_224, img_size: 32, patch_size: 8, embed_dim: 16, "
+                "depth: 1, num_heads: 2}",
                 "train.optimizer={name: adamw, lr: 0.001, weight_decay: 0.05}",
                 "train.forgetting=5",
                 "convert.options={start_norm: weight}",
