@@ -11,6 +11,7 @@ import click
 
 from pfa_convert.commands.completion import complete_model
 from pfa_convert.commands.outputs import refuse_unwritable
+from pfa_convert.commands.values import key_values
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.console import console, print_benchmark
 
@@ -19,6 +20,13 @@ from pfa_convert.reporting.console import console, print_benchmark
 @click.argument("model", shell_complete=complete_model)
 @click.option("--rules", default="pfa,pfa-o,kp", show_default=True, help="Rules to measure.")
 @click.option("--strategies", default="collapsed,fused", show_default=True, help="Strategies of each rule.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Measure with it, too, where a rule has it.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--image-size", type=click.IntRange(min=1), help="Pixels; the model's own by default.")
 @click.option("--device", default="cpu", show_default=True)
@@ -36,6 +44,7 @@ def bench_command(
     model: str,
     rules: str,
     strategies: str,
+    options: tuple[str, ...],
     batch_size: int,
     scale: bool,
     widths: str | None,
@@ -48,6 +57,7 @@ def bench_command(
 
     \b
     pfa-convert bench resnet18 --batch-size 16 --rules pfa,kp
+    pfa-convert bench timm/vit_tiny_patch16_224 --rules pfa --option block_size=64
     pfa-convert bench paper/resnet20 --batch-size 128 --scale --plot growth.png
     """
     from pfa_convert.devices import usable_device
@@ -56,7 +66,10 @@ def bench_command(
 
     refuse_unwritable(plot, "--plot", "growth.png")
     usable_device(rest["device"])
-    variants = bench_variants(rules.split(","), strategies.split(","))
+    given = key_values(options, "--option")
+    variants = bench_variants(rules.split(","), strategies.split(","), given)
+    if unused := set(given) - {key for variant in variants for key, _ in variant.options}:
+        raise UserError(f"no rule measured has the option {min(unused)!r}", where="--option")
     base = Settings(model=model, batch_size=batch_size, compile=compiled, **rest)
     settings = {batch_size: base}
     if widths is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from pfa_convert.commands.completion import complete_model, complete_recipe, complete_rule, complete_site
 from pfa_convert.commands.outputs import refuse_unwritable
+from pfa_convert.commands.values import key_values
 from pfa_convert.errors import UserError
 from pfa_convert.models import resolve
 from pfa_convert.reporting.console import console, print_conversion
@@ -76,8 +76,10 @@ def convert_command(
     resolved = None if model.endswith(".safetensors") else resolve(model)
     if resolved is None:
         _refuse_options_of_a_file(model)
-    chosen = _pairs(options, "--option") | ({} if expansion is None else {"expansion": expansion})
-    listed = [{"match": key, "rule": str(value)} for key, value in _pairs(overrides, "--override").items()]
+    chosen = key_values(options, "--option") | ({} if expansion is None else {"expansion": expansion})
+    listed = [
+        {"match": key, "rule": str(value)} for key, value in key_values(overrides, "--override").items()
+    ]
 
     from pfa_convert.commands.conversion import convert_by_name, read_conversion
     from pfa_convert.saving import save
@@ -106,17 +108,3 @@ def _refuse_options_of_a_file(path: str) -> None:
         if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
             name = next(p.opts[0] for p in context.command.params if p.name == option)
             raise UserError(f"{path} holds its own conversion: name the model to convert anew", where=name)
-
-
-def _pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:
-    """Return `{key: value}` of texts `key=value`; values that are numbers or booleans become such."""
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.rpartition("=")
-        if not equals or not key:
-            raise UserError(f"{text!r} is not of the form KEY=VALUE", where=option)
-        try:
-            pairs[key] = json.loads(value)
-        except json.JSONDecodeError:
-            pairs[key] = value
-    return pairs

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +27,19 @@ from pfa_convert.training.evaluation import autocast
 
 @dataclass(frozen=True)
 class Variant:
-    """A rule with a strategy; `forgotten` measures it after `K` was dropped."""
+    """A rule with a strategy and options; `forgotten` measures it after `K` was dropped."""
 
     rule: str
     strategy: str | None = None
     forgotten: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         """Return the name in tables."""
-        return " ".join(filter(None, [self.rule, self.strategy, "without K" if self.forgotten else ""]))
+        options = (f"{key}={value}" for key, value in self.options)
+        return " ".join(
+            filter(None, [self.rule, self.strategy, *options, "without K" if self.forgotten else ""])
+        )
 
 
 BACKPROPAGATION = Variant("bp")
@@ -77,16 +82,22 @@ class Measurement:
     flop_ratio: float
 
 
-def bench_variants(rules: Sequence[str], strategies: Sequence[str]) -> list[Variant]:
-    """Return each rule with each of the strategies that it has; a collapsed one also without `K`."""
+def bench_variants(
+    rules: Sequence[str], strategies: Sequence[str], options: Mapping[str, Any] | None = None
+) -> list[Variant]:
+    """Return each rule with each of the strategies that it has; a collapsed one also without `K`.
+
+    A rule that has some of `options` is measured with them too.
+    """
     variants = []
     for name in rules:
         offered = RULES[name].strategies
         chosen = [s for s in strategies if s in offered] if "collapsed" in offered else [None]
-        for strategy in chosen:
-            variants.append(Variant(name, strategy))
+        own = tuple((key, value) for key, value in (options or {}).items() if key in RULES[name].model_fields)
+        for strategy, given in itertools.product(chosen, dict.fromkeys([(), own])):
+            variants.append(Variant(name, strategy, options=given))
             if strategy == "collapsed":
-                variants.append(Variant(name, strategy, forgotten=True))
+                variants.append(Variant(name, strategy, forgotten=True, options=given))
     return variants
 
 
@@ -99,7 +110,9 @@ class Contestant:
         self._device = torch.device(settings.device)
         torch.manual_seed(0)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        options = {"strategy": variant.strategy} if variant.strategy not in (None, "collapsed") else {}
+        options = dict(variant.options)
+        if variant.strategy not in (None, "collapsed"):
+            options["strategy"] = variant.strategy
         size = {} if settings.width is None else {"width": settings.width}
         model = convert(build(settings.model, **size), variant.rule, options=options, inplace=True)
         self.model: nn.Module = model.to(self._device, memory_format=memory_format)

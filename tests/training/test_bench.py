@@ -13,6 +13,21 @@ def test_each_rule_is_measured_with_the_strategies_that_it_has():
     assert names == ["fa", "pfa collapsed", "pfa collapsed without K", "pfa explicit"]
 
 
+def test_a_rule_that_has_an_option_is_measured_with_it_too():
+    variants = bench_variants(["fa", "pfa"], ["collapsed"], {"block_size": 16})
+    assert [str(variant) for variant in variants[1:]] == [
+        "pfa collapsed",
+        "pfa collapsed without K",
+        "pfa collapsed block_size=16",
+        "pfa collapsed block_size=16 without K",
+    ]
+    _, blocks = measure(Settings("paper/mlp", batch_size=600, steps=2, warmup=1), [variants[3]])
+    layers = [(784, 512), (512, 512), (512, 10)]
+    products = sum(2 * min(o, 16) * o * i for i, o in layers[1:2]) + 2 * 10 * 10 * 512
+    backpropagation = sum(4 * 600 * i * o for i, o in layers) + sum(2 * 600 * i * o for i, o in layers[1:])
+    assert blocks.flop_ratio == pytest.approx(1 + products / backpropagation)
+
+
 def test_the_floor_counts_the_products_of_the_formula():
     settings = Settings("paper/mlp", batch_size=256, steps=2, warmup=1)
     bp, collapsed, explicit = measure(settings, [Variant("pfa", "collapsed"), Variant("pfa", "explicit")])
