@@ -54,9 +54,9 @@ def decay_of(optimizer: Optimizer, group: Group) -> Decay:
             lambda forgetting, present: advance(forgetting, factor(present)), "" if decays else _NO_DECAY
         )
     if name in _FACTORS or name in _NEVER_DECOUPLED:
-        through = f"the decay of {kind.__name__} passes its preconditioner: s stays 1, nothing is forgotten"
+        through = f"the decay of {kind.__name__} passes its preconditioner: s stays 1; {_REMEDY}"
         return Decay(_nothing, through if decays else _NO_DECAY)
-    return Decay(_nothing, f"how {kind.__name__} decays is not known: s stays 1 (see register_decay)")
+    return Decay(_nothing, f"how {kind.__name__} decays is not known: s stays 1; register_decay, or {_REMEDY}")
 
 
 def register_decay(optimizer: type[Optimizer], factor: Factor) -> None:
@@ -72,7 +72,8 @@ def register_decay(optimizer: type[Optimizer], factor: Factor) -> None:
 
 _OWN: dict[type[Optimizer], Factor] = {}
 
-_NO_DECAY = "weight_decay is 0: s stays 1, nothing is forgotten"
+_REMEDY = "couple(..., forgetting=STEPS) forgets"
+_NO_DECAY = f"weight_decay is 0: s stays 1; {_REMEDY}"
 
 
 def _sgd(forgetting: Tensor, group: Group) -> Tensor:
