@@ -56,7 +56,8 @@ def decay_of(optimizer: Optimizer, group: Group) -> Decay:
     if name in _FACTORS or name in _NEVER_DECOUPLED:
         through = f"the decay of {kind.__name__} passes its preconditioner: s stays 1; {_REMEDY}"
         return Decay(_nothing, through if decays else _NO_DECAY)
-    return Decay(_nothing, f"how {kind.__name__} decays is not known: s stays 1; register_decay, or {_REMEDY}")
+    unknown = f"how {kind.__name__} decays is not known: s stays 1; register_decay, or {_REMEDY}"
+    return Decay(_nothing, unknown)
 
 
 def register_decay(optimizer: type[Optimizer], factor: Factor) -> None:
