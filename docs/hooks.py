@@ -1,12 +1,15 @@
-"""Pages that mkdocs makes of the code itself: one for each rule, and the help of each command."""
+"""Pages that mkdocs makes of the code itself; formulas as MathML, which browsers typeset by themselves."""
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import click
+from latex2mathml.converter import convert as to_mathml
 from mkdocs.structure.files import File, Files
 
 from pfa_convert.cli import cli
@@ -22,11 +25,30 @@ PICTURES = {
 """For each rule, the plot of its angles after training."""
 
 
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+"""A formula as the extension arithmatex leaves it: inline in a span, displayed in a div."""
+
+
 def on_config(config: Any) -> Any:
     """List the rules' pages below the entry `Rules`."""
     pages: list[Any] = ["rules/index.md", *({name: f"rules/{name}.md"} for name in RULES)]
-    config.nav = [{"Rules": pages} if "Rules" in entry else entry for entry in config.nav]
+    for section in config.nav:
+        ((_, entries),) = section.items()
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            if "Rules" in entry:
+                entries[index] = {"Rules": pages}
     return config
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Typeset the formulas; there is no script to wait for, and nothing to fetch."""
+
+    def typeset(found: re.Match[str]) -> str:
+        kind, formula = found.group(1), html.unescape(found.group(2)).strip()
+        display = "block" if kind == "div" else "inline"
+        return f'<{kind} class="arithmatex">{to_mathml(formula, display=display)}</{kind}>'
+
+    return FORMULA.sub(typeset, content)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -44,7 +66,7 @@ def _all_rules() -> list[str]:
 
 
 def _rule(rule: RuleFacts) -> list[str]:
-    lines = [f"# {rule.name}", "", f"**{rule.title}**: `{rule.formula}`", "", rule.explanation, ""]
+    lines = [f"# The rule {rule.name}", "", f"**{rule.title}**: `{rule.formula}`", "", rule.explanation, ""]
     lines += [f"Source: {rule.source}", "", f"Cost over backpropagation: {rule.cost}", ""]
     lines += [f"Strategies: {', '.join(rule.strategies)}", ""]
     lines += ["| option | default | range | meaning |", "|---|---|---|---|"]
