@@ -16,12 +16,14 @@ from pfa_convert.errors import UserError
 if TYPE_CHECKING:
     from pfa_convert.alignment import alignment, gradient_angles
     from pfa_convert.convert import convert, revert, strip_feedback
+    from pfa_convert.data import DATASETS
     from pfa_convert.feedback.coupling import couple
     from pfa_convert.feedback.layers import LAYERS
     from pfa_convert.feedback.pathway import Pathway
     from pfa_convert.feedback.weight import feedback_phase
     from pfa_convert.graph.report import ConversionReport
     from pfa_convert.inspection import SiteInspection, inspect
+    from pfa_convert.models import build
     from pfa_convert.recipe import load_recipe
     from pfa_convert.rules import RULES, Rule
     from pfa_convert.saving import load, save
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "DATASETS",
     "LAYERS",
     "RULES",
     "Account",
@@ -39,6 +42,7 @@ __all__ = [
     "SiteInspection",
     "UserError",
     "alignment",
+    "build",
     "convert",
     "couple",
     "feedback_phase",
@@ -57,12 +61,14 @@ __all__ = [
 _MODULES = {
     "alignment": ("alignment", "gradient_angles"),
     "convert": ("convert", "revert", "strip_feedback"),
+    "data": ("DATASETS",),
     "feedback.coupling": ("couple",),
     "feedback.layers": ("LAYERS",),
     "feedback.pathway": ("Pathway",),
     "feedback.weight": ("feedback_phase",),
     "graph.report": ("ConversionReport",),
     "inspection": ("SiteInspection", "inspect"),
+    "models": ("build",),
     "recipe": ("load_recipe",),
     "rules": ("RULES", "Rule"),
     "saving": ("load", "save"),

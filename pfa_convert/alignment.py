@@ -27,6 +27,14 @@ def alignment(converted: nn.Module) -> dict[str, dict[str, float]]:
 
     Raises:
         UserError: if the model is not a converted one.
+
+    Example:
+        >>> from pfa_convert import convert
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> found = alignment(convert(nn.Sequential(nn.Linear(100, 100)), "usf"))
+        >>> 20 < found["0"]["angle_deg"] < 40  # a uniform weight and its signs: 30 degrees
+        True
     """
     result = {}
     with torch.random.fork_rng():

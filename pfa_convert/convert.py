@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,11 @@ from pfa_convert.graph.trace import is_weight
 from pfa_convert.rules.draw import Draw
 from pfa_convert.seeds import derived_seed
 
+M = TypeVar("M", bound=nn.Module)
+
 
 def convert(
-    model: nn.Module,
+    model: M,
     rule: str = "pfa",
     *,
     options: Mapping[str, Any] | None = None,
@@ -44,7 +46,7 @@ def convert(
     example: Example | Sequence[Mapping[str, Any]] | None = None,
     strict: bool = False,
     unroll: bool = False,
-) -> Any:
+) -> M:
     """Return the model with the error of every linear map and convolution sent through feedback weights.
 
     The forward is unchanged to the last bit; parameters keep their names, and a plain checkpoint loads.
@@ -73,6 +75,15 @@ def convert(
     Raises:
         UserError: for an unknown rule or option, an override that matches nothing, a model that is
             converted already as a whole or in part, or, if `strict`, weights that are left out.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> converted = convert(model, "pfa", overrides={"2": "bp"})
+        >>> converted.conversion.counts()
+        {'pfa': 1, 'bp': 1}
+        >>> x = torch.randn(5, 4)
+        >>> torch.equal(converted(x), model(x))
+        True
     """
     refuse_converted(model)
     options = dict(options or {})
@@ -208,8 +219,14 @@ def reinitialise(model: nn.Module, decisions: Iterable[Decision], how: str, seed
                 bias.zero_()
 
 
-def revert(converted: nn.Module, *, inplace: bool = False) -> Any:
-    """Return the ordinary model with the trained weights: the classes, forwards and keys of before."""
+def revert(converted: M, *, inplace: bool = False) -> M:
+    """Return the ordinary model with the trained weights: the classes, forwards and keys of before.
+
+    Example:
+        >>> plain = revert(convert(nn.Sequential(nn.Linear(4, 3)), "fa"))
+        >>> list(plain.state_dict())
+        ['0.weight', '0.bias']
+    """
     if not hasattr(converted, "conversion"):
         raise UserError("the model is not a converted one: it has no attribute 'conversion'")
     plain = converted if inplace else copy.deepcopy(converted)
@@ -239,7 +256,13 @@ def _reset_classifier(self: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def strip_feedback(converted: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of the plain model, given a converted model or its state dict."""
+    """Return the state dict of the plain model, given a converted model or its state dict.
+
+    Example:
+        >>> converted = convert(nn.Sequential(nn.Linear(4, 3)), "fa")
+        >>> len(converted.state_dict()), list(strip_feedback(converted))
+        (3, ['0.weight', '0.bias'])
+    """
     state = converted.state_dict() if isinstance(converted, nn.Module) else converted
     marker = FEEDBACK_ATTRIBUTE.format(parameter="")
     return OrderedDict(

@@ -69,7 +69,7 @@ def draw_expansion(expansion: float, *, outputs: int, inputs: int, draws: int, s
         assert feedback is not None
         G = feedback.pathway.gram(feedback.named_state())
         assert G is not None
-        W = layer[0].weight
+        W = layer.get_parameter("0.weight")
         angles.append(angle(G[0].to(W.dtype) @ W, W))
         eigenvalues.extend(eigenvalues_of_gram(feedback))
     return Draws(expansion, tuple(angles), tuple(sorted(eigenvalues)))

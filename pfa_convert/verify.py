@@ -57,6 +57,12 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     Parameters, buffers, the inputs and the random numbers are put back; what its code changes within lists or
     outside PyTorch is not. It may be on any device; on `meta` no memory is needed, but code that asks for
     values does not run there.
+
+    Example:
+        >>> from pfa_convert import convert
+        >>> account = verify(convert(nn.Sequential(nn.Linear(4, 3)), "fa"), torch.randn(2, 4))
+        >>> account.balanced
+        True
     """
     return _account(model, [_observe(model, model.training, inputs, kwargs)])
 

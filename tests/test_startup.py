@@ -140,3 +140,15 @@ def test_public_names_are_never_the_modules_of_the_same_name():
 
 def test_what_is_read_of_the_rules_is_what_they_say():
     assert rule_facts() == {name: facts_of(RULES[name]) for name in RULES}
+
+
+def test_registries_and_build_are_public_and_import_no_library_of_models():
+    script = (
+        "import sys, pfa_convert\n"
+        "from pfa_convert import DATASETS, LAYERS, RULES, Pathway, Rule, build\n"
+        "assert 'digits' in DATASETS and 'pfa' in RULES and build('paper/mlp', 10)\n"
+        "print('\\nIMPORTED', *sorted({'torch', 'torchvision', 'timm'} & set(sys.modules)))"
+    )
+    imported, printed, code = imported_by(script)
+    assert code == 0, printed
+    assert imported == {"torch"}

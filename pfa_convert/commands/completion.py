@@ -50,11 +50,12 @@ def complete_site(context: click.Context, _parameter: click.Parameter, begun: st
     if model is None:
         return []
     with suppress(UserError):
+        from pfa_convert.alignment import report_of
         from pfa_convert.convert import convert
         from pfa_convert.models import build
 
         converted = convert(build(model).to("meta"), "fa")
-        return [f"{s.name}=" for s in converted.conversion.sites if s.name.startswith(begun)]
+        return [f"{s.name}=" for s in report_of(converted).sites if s.name.startswith(begun)]
     return []
 
 

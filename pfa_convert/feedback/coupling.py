@@ -128,6 +128,14 @@ def couple(
     Raises:
         UserError: if the model has no feedback weights, is coupled already, or the optimizer misses
             some of its parameters or has made steps; for a `forgetting` below 1.
+
+    Example:
+        >>> import torch
+        >>> from pfa_convert import convert
+        >>> model = convert(nn.Sequential(nn.Linear(4, 3)), "pfa")
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
+        >>> couple(model, optimizer).strategy
+        {'0.weight': 'collapsed'}
     """
     if forgetting is not None and not forgetting >= 1:
         raise UserError("forgetting: must be at least 1 step", given=f"{forgetting:g}")

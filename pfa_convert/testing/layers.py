@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfa_convert.alignment import report_of
 from pfa_convert.convert import convert, revert
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.layers import Layer, layer_of
@@ -60,7 +61,7 @@ def check_layer(layer: nn.Module, *inputs: Any, reference: Reference | None = No
 
 
 def _check_report(layer: nn.Module, kind: Layer) -> None:
-    report = convert(layer, "fa").conversion
+    report = report_of(convert(layer, "fa"))
     named, wanted = [site.weight for site in report.sites], kind.parameters(layer)
     assert sorted(named) == sorted(wanted), f"the sites are {named}, the layer's weights {wanted}"
     for site in report.sites:

@@ -115,7 +115,7 @@ class Contestant:
             options["strategy"] = variant.strategy
         size = {} if settings.width is None else {"width": settings.width}
         model = convert(build(settings.model, **size), variant.rule, options=options, inplace=True)
-        self.model: nn.Module = model.to(self._device, memory_format=memory_format)
+        self.model: nn.Module = model.to(self._device).to(memory_format=memory_format)
         # Weight decay is small: K stays, unless it is to be dropped.
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
         if variant.strategy == "collapsed":

@@ -33,7 +33,7 @@ def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
         reinit=recipe.init,
     )
     memory_format = torch.channels_last if recipe.train.channels_last else torch.preserve_format
-    return model.to(device=device, memory_format=memory_format)
+    return model.to(device).to(memory_format=memory_format)
 
 
 def first_batch(recipe: Recipe, data_root: Path | None = None) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pfa_convert.alignment import feedback_of
+from pfa_convert.alignment import feedback_of, report_of
 from pfa_convert.audit.account import SITE, SKIPPED
 from pfa_convert.comparison import largest_difference, run_once, undisturbed
 from pfa_convert.convert import convert, revert
@@ -117,7 +117,7 @@ def _prove(name: str, findings: _Findings) -> None:
 def _prove_forward_and_errors(plain: nn.Module, inputs: Any, findings: _Findings) -> None:
     reference, converted = copy.deepcopy(plain), convert(plain, "fa")
     account = verify_both_modes(converted, *inputs)
-    findings.figures["sites"] = len({site.weight for site in converted.conversion.sites})
+    findings.figures["sites"] = len({site.weight for site in report_of(converted).sites})
     skipped = account.having(SKIPPED)
     if skipped:
         findings.notes.append(f"{len(skipped)} weights are no sites, as the conversion reports")
@@ -125,7 +125,7 @@ def _prove_forward_and_errors(plain: nn.Module, inputs: Any, findings: _Findings
     findings.claim(account.balanced, f"{len(account.unaccounted)} unaccounted, such as {missed}")
 
     sites = {entry.name for entry in account.having(SITE) if entry.applied}
-    weights = {converted.get_parameter(name): name for name in sites}
+    weights: dict[Tensor, str] = {converted.get_parameter(name): name for name in sites}
     forward, changed, silent, direct = 0.0, set[str](), set[str](), set[str]()
     for training in (True, False):
         theirs = run_once(reference, training, inputs)
