@@ -1,18 +1,26 @@
-"""Whatever a user gives, the command line ends with 0, or with 2 and one line; never with a traceback."""
+"""Whatever a user gives: done as asked, or refused with exit code 2 and one line; never a traceback.
+
+A success must be one: what was accepted is valid by the schema, and what a run keeps is what was given.
+"""
 
 import contextlib
 import copy
 import io
+import json
 import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import jsonschema
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pfa_convert import load
 from pfa_convert.cli import main
+from pfa_convert.recipe_files import schema_file
+from pfa_convert.training.run_folder import flat
 
 VALID = {
     "name": "fuzzed",
@@ -141,7 +149,29 @@ def test_recipes_with_wrong_entries(content):
     with TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(yaml.safe_dump(content))
-        check(folder, "train", str(path), "--output", f"{folder}/run", "--device", "cpu")
+        code, _ = check(folder, "train", str(path), "--output", f"{folder}/run", "--device", "cpu")
+        if code == 0:
+            accepted_as_given(yaml.safe_load(path.read_text()), Path(folder) / "run")
+
+
+def accepted_as_given(content, folder):
+    """Fail unless the schema allows a recipe, and the run has kept every entry of it."""
+    schema = json.loads(schema_file().read_text(encoding="utf-8"))
+    jsonschema.validate(content, schema, cls=jsonschema.Draft202012Validator)
+    kept = yaml.safe_load((folder / "recipe.yaml").read_text())
+    for key, value in flat(content).items():
+        if value not in (None, {}):  # nothing given: the default holds
+            assert flat(kept)[key] == value, (key, value)
+    assert (folder / "result.json").exists() or content["train"]["epochs"] > 0
+
+
+def test_the_valid_recipe_is_accepted_and_a_misspelt_key_is_not(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    for number, (content, wanted) in enumerate([(VALID, 0), ({**VALID, "trian": {}}, 2)]):
+        path.write_text(yaml.safe_dump(content))
+        code, _ = check(tmp_path, "train", str(path), "--output", f"{tmp_path}/{number}", "--device", "cpu")
+        assert code == wanted
+    accepted_as_given(VALID, tmp_path / "0")
 
 
 def test_pytorchs_own_frames_are_not_the_users(tmp_path):
@@ -185,7 +215,14 @@ def test_recipes_with_damaged_text(text):
 def test_settings(setting):
     with TemporaryDirectory() as folder:
         arguments = ["--set", setting, "--set", "train.epochs=0", "--output", f"{folder}/run"]
-        check(folder, "train", "digits-mlp-pfa", *arguments, "--device", "cpu")
+        code, _ = check(folder, "train", "digits-mlp-pfa", *arguments, "--device", "cpu")
+        if code == 0:
+            key, _, text = setting.partition("=")
+            kept = flat(yaml.safe_load((Path(folder) / "run" / "recipe.yaml").read_text()))
+            assert key == "train.epochs" or key in kept or any(k.startswith(f"{key}.") for k in kept)
+            value = yaml.safe_load(text)
+            if key != "train.epochs" and isinstance(value, int) and not isinstance(value, bool):
+                assert kept[key] == value
 
 
 @settings(max_examples=300, **MANY)
@@ -199,7 +236,12 @@ def test_settings(setting):
 def test_overrides_rules_and_options(override, rule, expansion):
     with TemporaryDirectory() as folder:
         arguments = ["--rule", rule, "--override", override, f"--expansion={expansion}"]
-        check(folder, "paper/mlp", *arguments, "--output", f"{folder}/m.safetensors")
+        code, _ = check(folder, "paper/mlp", *arguments, "--output", f"{folder}/m.safetensors")
+        if code == 0:
+            settings = load(f"{folder}/m.safetensors").conversion.settings
+            assert settings["rule"] == rule in ("pfa", "fa", "dfa")
+            assert settings["options"].get("expansion", 10) == float(expansion)
+            assert len(settings["overrides"]) == 1
 
 
 @settings(max_examples=300, **MANY)
@@ -242,7 +284,9 @@ def test_overrides_rules_and_options(override, rule, expansion):
 )
 def test_arguments(arguments):
     with TemporaryDirectory() as folder, working_in(folder):
-        code, _, errors = run(*(argument.replace("\0", "") for argument in arguments))
+        code, printed, errors = run(*(argument.replace("\0", "") for argument in arguments))
         assert code in (0, 2), (code, errors)
         assert "Traceback" not in errors
+        # Whatever ends well has said something, and whatever is refused has said why.
+        assert printed.strip() if code == 0 else errors.strip()
         assert not list(Path(folder).iterdir())

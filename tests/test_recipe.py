@@ -1,6 +1,7 @@
 """Recipes: what is accepted, what is refused, and that every packaged one is sound."""
 
 import pytest
+import torch
 import yaml
 from training.runs import call
 
@@ -8,7 +9,11 @@ from pfa_convert import UserError, load_recipe, recipe_files
 from pfa_convert.convert import convert
 from pfa_convert.models import build
 from pfa_convert.recipe_files import packaged_recipes
+from pfa_convert.reporting.results import paper
+from pfa_convert.reporting.rows import PAPER_SEEDS
+from pfa_convert.training.epoch import set_schedules
 from pfa_convert.training.schedules import factor
+from pfa_convert.training.setup import make_optimizer
 
 
 @pytest.mark.parametrize("name", packaged_recipes())
@@ -21,12 +26,31 @@ def test_every_packaged_recipe_is_valid_and_its_conversion_possible(name):
     assert converted.conversion.counts() == {section.rule: len(converted.conversion.sites)}
 
 
-def test_the_mnist_protocol_is_the_papers():
-    train = load_recipe("mnist-mlp-pfa").train
-    assert train.epochs == 40 and train.seeds == [0, 1, 2, 3, 4]
-    assert train.optimizer.model_dump() == {"name": "sgd", "lr": 0.01, "weight_decay": 0.03, "momentum": 0.9}
-    assert (train.lr_schedule.milestones, train.lr_schedule.gamma) == ([20, 30], 0.5)
-    assert (train.weight_decay_schedule.milestones, train.weight_decay_schedule.gamma) == ([1], 0.003)
+@pytest.mark.parametrize("rule", ["bp", "pfa"])
+def test_the_optimizer_gets_the_papers_mnist_protocol(rule):
+    """Li & Benna 2024: lr 0.01, halved at epochs 20 and 30; a decay of 0.03 in the first epoch, then 9e-5."""
+    recipe = load_recipe(f"mnist-mlp-{rule}")
+    optimizer = make_optimizer(recipe.train.optimizer, torch.nn.Linear(2, 2))
+    assert type(optimizer) is torch.optim.SGD
+    got = []
+    for epoch in range(recipe.train.epochs):
+        set_schedules(recipe, optimizer, epoch)
+        (group,) = optimizer.param_groups
+        assert (group["momentum"], group["nesterov"], group["dampening"]) == (0.9, False, 0)
+        got.append((group["lr"], group["weight_decay"]))
+    rates = [0.01] * 20 + [0.005] * 10 + [0.0025] * 10
+    decays = [0.03] + [9e-5] * 39 if rule == "pfa" else [1e-4] * 40
+    assert got == [(pytest.approx(lr), pytest.approx(wd)) for lr, wd in zip(rates, decays, strict=True)]
+
+
+def test_runs_are_as_long_and_as_many_as_the_papers():
+    experiments = {name: rules for name, rules in paper().items() if name != "source"}
+    assert len(experiments) > 2
+    for experiment, rules in experiments.items():
+        # One curve of ImageNet was published before its end.
+        longest = 1 + max(published["final_epoch"] for published in rules.values())
+        assert {load_recipe(f"{experiment}-{rule}").train.epochs for rule in rules} == {longest}
+    assert len(load_recipe("mnist-mlp-pfa").train.seeds) == PAPER_SEEDS
 
 
 @pytest.mark.parametrize("name", packaged_recipes())

@@ -2,9 +2,20 @@
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
-from pfa_convert.reporting.figures import growth_figure
-from pfa_convert.training.bench import Contestant, Settings, Variant, bench_variants, measure, peak_memory
+from pfa_convert.reporting import figures
+from pfa_convert.reporting.figures import pyplot_without_display
+from pfa_convert.reporting.style import colour_of
+from pfa_convert.training.bench import (
+    Contestant,
+    Measurement,
+    Settings,
+    Variant,
+    bench_variants,
+    measure,
+    peak_memory,
+)
 
 
 def test_each_rule_is_measured_with_the_strategies_that_it_has():
@@ -47,8 +58,28 @@ def test_memory_counts_weights_gradients_momentum_and_activations():
     assert 3 * weights <= peak_memory(contestant, torch.device("cpu")) <= 4 * weights
 
 
-def test_the_growth_is_drawn(tmp_path):
-    settings = [Settings("paper/mlp", batch_size=size, steps=2, warmup=1) for size in (4, 8)]
-    tables = {s.batch_size: measure(s, [Variant("fa")]) for s in settings}
-    growth_figure(tables, "batch size", "test", tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").stat().st_size > 10_000
+def measurement(variant, ratio, memory):
+    low, high = ratio - 0.1, ratio + 0.2
+    return Measurement(variant, 1.0, ratio, low, high, 1.0, memory, 1.0)
+
+
+def test_the_growth_is_drawn_as_it_was_measured(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "write", lambda figure, path: drawn.append(figure))
+    tables = {
+        4: [measurement("bp", 1, 1), measurement("fa", 1.5, 1.2), measurement("pfa fused", 3.0, 2.0)],
+        8: [measurement("bp", 1, 1), measurement("fa", 1.2, 1.1), measurement("pfa fused", 2.0, 1.5)],
+    }
+    figures.growth_figure(tables, "batch size", "test", tmp_path / "growth.png")
+    time, memory = drawn[0].axes
+    bars = dict(zip(["fa", "pfa fused"], time.containers, strict=True))
+    for variant, ratios, shares in (("fa", [1.5, 1.2], [1.2, 1.1]), ("pfa fused", [3.0, 2.0], [2.0, 1.5])):
+        line, _, (quartiles,) = bars[variant].lines
+        assert list(line.get_ydata()) == ratios
+        ends = [(segment[0][1], segment[1][1]) for segment in quartiles.get_segments()]
+        assert ends == [(pytest.approx(ratio - 0.1), pytest.approx(ratio + 0.2)) for ratio in ratios]
+        assert to_rgb(line.get_color()) == to_rgb(colour_of(variant.partition(" ")[0]))
+        assert shares in [list(other.get_ydata()) for other in memory.lines]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["fa", "pfa fused"]
+    assert [tick.get_text() for tick in time.get_xticklabels()] == ["4", "8"]
+    pyplot_without_display().close(drawn[0])
