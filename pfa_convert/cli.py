@@ -21,7 +21,7 @@ from pfa_convert.commands.lists import recipes_command, rules_command
 from pfa_convert.commands.models import models_command
 from pfa_convert.commands.reproduce import report_command, reproduce_command
 from pfa_convert.commands.train import train_command
-from pfa_convert.errors import UserError, misfortune
+from pfa_convert.errors import UserError, machine_failure
 
 
 class ConvertByDefault(click.Group):
@@ -106,7 +106,7 @@ def main() -> NoReturn:
         click.echo(f"pfa-convert: {error.filename or 'a file'}: {error.strerror or error}", err=True)
         code = 2
     except (MemoryError, RuntimeError) as error:
-        if (happened := misfortune(error)) is None:
+        if (happened := machine_failure(error)) is None:
             raise
         click.echo(f"pfa-convert: {happened}", err=True)
         code = 2

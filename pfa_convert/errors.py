@@ -26,7 +26,7 @@ class UserError(ValueError):
         super().__init__(one_line(message))
 
 
-def misfortune(error: BaseException) -> str | None:
+def machine_failure(error: BaseException) -> str | None:
     """Return in one line what the machine did to a run, such as too little memory; None for other errors."""
     text = one_line(error)
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:

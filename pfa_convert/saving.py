@@ -20,7 +20,7 @@ def save(converted: nn.Module, path: str | Path, model: str, **options: Any) -> 
 
     Args:
         converted: a model that `convert` returned.
-        path: the file, by custom `*.safetensors`.
+        path: the file, conventionally `*.safetensors`.
         model: the name that `pfa_convert.models.build` makes the plain model from.
         options: the further arguments of `build`, such as `num_classes`.
 

@@ -42,7 +42,7 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     - `skipped`: it is no site, and the report names it with a reason;
     - `no linear map`: used otherwise, as an embedding, a norm's gain, a table that is added;
     - `not reached` in this run;
-    - `unaccounted`: it has a linear use without feedback that no word of the report names.
+    - `unaccounted`: it has a linear use without feedback that the report does not mention.
 
     `print(verify(model, x))` shows them; `.balanced` says that none is unaccounted.
 
@@ -51,7 +51,7 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     PyTorch (`.tolist()`); the other branches of a forward. A state that an earlier run left in a buffer
     counts as a constant. Operations of other libraries count as linear uses of all that is learned among
     their operands. Which operand is the weight is only known by where it came from: with a batch of one, a
-    table of the batch's own shape that is added or multiplied can be taken for a weight: give two examples.
+    table of the batch's own shape that is added or multiplied can pass for a weight: give two examples.
 
     The model runs once in the mode it is in, with gradients recorded but no backward pass. Its attributes,
     Parameters, buffers, the inputs and the random numbers are put back; what its code changes within lists or

@@ -66,7 +66,7 @@ class Account:
 
     @property
     def unaccounted(self) -> tuple[Entry, ...]:
-        """The Parameters that a linear map applied without feedback and without a word in the report."""
+        """The Parameters that a linear map applied without feedback and that the report does not mention."""
         return self.having(UNACCOUNTED)
 
     @property

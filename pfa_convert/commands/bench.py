@@ -60,9 +60,9 @@ def bench_command(
     pfa-convert bench timm/vit_tiny_patch16_224 --rules pfa --option block_size=64
     pfa-convert bench paper/resnet20 --batch-size 128 --scale --plot growth.png
     """
+    from pfa_convert.bench import Settings, bench_variants, measure
     from pfa_convert.devices import usable_device
     from pfa_convert.reporting.figures import growth_figure
-    from pfa_convert.training.bench import Settings, bench_variants, measure
 
     refuse_unwritable(plot, "--plot", "growth.png")
     usable_device(rest["device"])

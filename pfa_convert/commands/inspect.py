@@ -23,7 +23,7 @@ def inspect_command(path: Path, data: Path | None, plot: Path | None, as_json: b
 
     Path angle and norm ratio between F and W, what a plastic F has kept of its start, and the eigenvalues
     of B B^T. For a run, the angle between each weight's gradient and backpropagation's too, on the first
-    batch that the run is judged by.
+    batch that the run is evaluated on.
 
     \b
     pfa-convert inspect runs/mnist-mlp-pfa/seed-0 --data data --plot inspection.png

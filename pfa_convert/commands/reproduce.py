@@ -20,7 +20,7 @@ from pfa_convert.errors import UserError
 from pfa_convert.reporting.console import console
 
 if TYPE_CHECKING:
-    from pfa_convert.training.reproduction import Ended
+    from pfa_convert.training.reproduction import FinishedRun
 
 NO_FIGURES = "figures need matplotlib, which pip install '.[plots]' adds in a checkout"
 
@@ -132,7 +132,9 @@ def report_command(folders: tuple[Path, ...], output: Path, as_json: bool) -> No
     _report(folders, output, as_json)
 
 
-def _follow(ended: Generator[Ended, None, None], total: int, talk: Console, table: str) -> list[Ended]:
+def _follow(
+    ended: Generator[FinishedRun, None, None], total: int, talk: Console, table: str
+) -> list[FinishedRun]:
     """Show the runs as they end; return those that failed. Ctrl-C and SIGTERM let the others save."""
     signal.signal(signal.SIGTERM, _interrupt)
     failures = []

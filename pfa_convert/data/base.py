@@ -19,7 +19,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Which part of every batch this process takes: `rank` of `world`."""
 
     rank: int = 0
@@ -33,18 +33,18 @@ class Split(Protocol):
         """Return the number of images."""
 
     def batches(
-        self, batch_size: int, share: Share, order_seed: int | None = None, start: int = 0
+        self, batch_size: int, shard: Shard, order_seed: int | None = None, start: int = 0
     ) -> Batches:
-        """Yield images and labels, this process's share of each batch, from the batch `start` on.
+        """Yield images and labels, this process's shard of each batch, from the batch `start` on.
 
         With an `order_seed`: shuffled and augmented, a pure function of that seed. Without: in order, as
-        they are; the last share may then be empty.
+        they are; the last shard may then be empty.
         """
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set ready for training; `evaluation` is the split that a model is judged by."""
+    """A data set ready for training; `evaluation` is the split that a model is evaluated on."""
 
     train: Split
     evaluation: Split
@@ -70,13 +70,13 @@ COMMON = ("root", "validation", "device", "workers")
 """What every loader may take; the rest of its keyword arguments are the options of its data set."""
 
 
-def batch_starts(count: int, batch_size: int, share: Share, training: bool) -> range:
+def batch_starts(count: int, batch_size: int, shard: Shard, training: bool) -> range:
     """Return where each batch begins among `count` images; `batch_size` is that of all processes together.
 
     The last, incomplete batch counts, unless in training it is too small for every process to have a part.
     """
     rest = count % batch_size
-    return range(0, count - rest if training and rest < share.world else count, batch_size)
+    return range(0, count - rest if training and rest < shard.world else count, batch_size)
 
 
 @dataclass(frozen=True)
@@ -113,17 +113,17 @@ class DeviceSplit:
         return len(self.labels)
 
     def batches(
-        self, batch_size: int, share: Share, order_seed: int | None = None, start: int = 0
+        self, batch_size: int, shard: Shard, order_seed: int | None = None, start: int = 0
     ) -> Batches:
-        """Yield normalised images and int64 labels, this process's share of each batch."""
+        """Yield normalised images and int64 labels, this process's shard of each batch."""
         count, shuffled = len(self), order_seed is not None
         normalise = self.normalisation.on(self.images.device)
         generator = torch.Generator().manual_seed(order_seed or 0)
         order = torch.randperm(count, generator=generator) if shuffled else torch.arange(count)
         order = order.to(self.images.device)
         augmentation = self._draw(generator) if shuffled else None
-        for first in batch_starts(count, batch_size, share, shuffled)[start:]:
-            mine = slice(first + share.rank, min(first + batch_size, count), share.world)
+        for first in batch_starts(count, batch_size, shard, shuffled)[start:]:
+            mine = slice(first + shard.rank, min(first + batch_size, count), shard.world)
             images = self.images[order[mine]]
             if augmentation is not None:
                 images = self._augment(images, augmentation[mine])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pfa_convert.data.base import DATASETS, Batches, Count, Data, Normalisation, Share, batch_starts
+from pfa_convert.data.base import DATASETS, Batches, Count, Data, Normalisation, Shard, batch_starts
 from pfa_convert.data.image_files import ImageFiles, decode, list_images
 from pfa_convert.errors import UserError
 
@@ -126,7 +126,7 @@ class FileSplit:
         return len(self.files)
 
     def batches(
-        self, batch_size: int, share: Share, order_seed: int | None = None, start: int = 0
+        self, batch_size: int, shard: Shard, order_seed: int | None = None, start: int = 0
     ) -> Batches:
         """Yield images `(batch, 3, size, size)` and labels; every image has random numbers of its own."""
         count, shuffled = len(self), order_seed is not None
@@ -135,8 +135,8 @@ class FileSplit:
         seeds = torch.randint(2**62, (count,), generator=generator)
         keys = torch.stack([order, seeds], dim=1)
         mine = [
-            keys[first : first + batch_size][share.rank :: share.world].tolist()
-            for first in batch_starts(count, batch_size, share, shuffled)[start:]
+            keys[first : first + batch_size][shard.rank :: shard.world].tolist()
+            for first in batch_starts(count, batch_size, shard, shuffled)[start:]
         ]
         loader = DataLoader(
             _Decoder(self.files, _transform(self.image_size, self.resize, shuffled), self.skip_unreadable),

@@ -200,7 +200,7 @@ def learning_between_steps(model: nn.Module) -> list[tuple[nn.Parameter, Feedbac
 
 @torch.no_grad()
 def feedback_phase(model: nn.Module) -> None:
-    """Let the feedback weights learn that do so between the steps: `wm` and `ia` from noise, and `sa`.
+    """Run one learning phase for the rules that learn between steps: `wm` and `ia` from noise, `sa` from `W`.
 
     Call it after `optimizer.step()`, as often as the rule needs; sites of other rules are left alone.
 

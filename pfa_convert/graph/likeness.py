@@ -18,9 +18,9 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, FunctionType,
 class Likeness:
     """Numbers modules such that two with the same number have the same graph for the same call.
 
-    Alike are two modules of one class whose attributes, parameters' and buffers' shapes, and children
-    are alike. An attribute that is not plain data is alike only to itself, and so is a Parameter that
-    the model has under several names.
+    Two modules are alike if they are of one class and their attributes, the shapes of their parameters and
+    buffers, and their children are alike. An attribute that is not plain data is alike only to itself, and
+    so is a Parameter that the model has under several names.
     """
 
     def __init__(self, model: nn.Module) -> None:

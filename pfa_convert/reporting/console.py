@@ -14,10 +14,10 @@ from rich.table import Table
 from pfa_convert.reporting.style import signed
 
 if TYPE_CHECKING:
+    from pfa_convert.bench import Measurement, Settings
     from pfa_convert.graph.report import ConversionReport, SiteReport
     from pfa_convert.inspection import SiteInspection
     from pfa_convert.recipe import ExpectSection, Recipe
-    from pfa_convert.training.bench import Measurement, Settings
     from pfa_convert.training.loop import RunResult
     from pfa_convert.zoo.sweep import Line
 

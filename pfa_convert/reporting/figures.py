@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pfa_convert.bench import Measurement
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.style import colour_of
-from pfa_convert.training.bench import Measurement
 
 
 def growth_figure(tables: Mapping[int, Sequence[Measurement]], axis: str, title: str, path: Path) -> None:

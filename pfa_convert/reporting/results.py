@@ -32,7 +32,7 @@ class Run:
 
     @property
     def accuracies(self) -> list[float]:
-        """Top-1 in percent after each epoch, on the images that the run is judged by."""
+        """Top-1 in percent after each epoch, on the images that the run is evaluated on."""
         key = "validation_top1" if self.recipe.data.validation else "test_top1"
         return [record[key] for record in self.records]
 

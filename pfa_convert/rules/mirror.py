@@ -54,7 +54,7 @@ class NoisePathway(Pathway[NoiseState]):
         return state.F
 
     def phase(self, W: Tensor, state: NoiseState) -> None:
-        """Show the layer noise, and change `F` by what it learns from that."""
+        """Send noise through the layer, and update `F` from its response."""
         F = state.F
         generator = torch.Generator(W.device).manual_seed(int(state.noise))
         state.noise.add_(1)

@@ -55,7 +55,9 @@ def _load_model(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> 
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"is of another model or recipe: {one_line(error, 200)}", where=str(path)) from None
+        raise UserError(
+            f"belongs to another model or recipe: {one_line(error, 200)}", where=str(path)
+        ) from None
 
 
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Loaded:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from pfa_convert.data.base import Share
+from pfa_convert.data.base import Shard
 from pfa_convert.devices import usable_device
 
 
@@ -21,18 +21,18 @@ from pfa_convert.devices import usable_device
 class Processes:
     """This process's place among those of the run, and its device."""
 
-    share: Share
+    shard: Shard
     device: torch.device
 
     @property
     def several(self) -> bool:
         """Whether there is more than this process."""
-        return self.share.world > 1
+        return self.shard.world > 1
 
     @property
     def main(self) -> bool:
         """Whether this process writes the run's files and shows its progress."""
-        return self.share.rank == 0
+        return self.shard.rank == 0
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -85,7 +85,7 @@ def join(device: str | torch.device | None) -> Iterator[Processes]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = usable_device(device)
     if world == 1 or "RANK" not in os.environ:
-        yield Processes(Share(), chosen)
+        yield Processes(Shard(), chosen)
         return
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -94,7 +94,7 @@ def join(device: str | torch.device | None) -> Iterator[Processes]:
     if joined:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Processes(Share(dist.get_rank(), dist.get_world_size()), chosen)
+        yield Processes(Shard(dist.get_rank(), dist.get_world_size()), chosen)
     finally:
         if joined:
             dist.destroy_process_group()

@@ -35,7 +35,7 @@ def _with_law(section: Mapping[str, Any], rule: str | None) -> Mapping[str, Any]
 
 
 def refuse_other_images(recipe: Mapping[str, Any], environment: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for a run that would go on with images that it was to be judged by."""
+    """Raise UserError for a run that would go on with images that it was to be evaluated on."""
     if format_of(environment) == 0 and recipe["data"]["validation"]:
         raise UserError(
             "was begun by an earlier version of pfa-convert, which held out other images for validation: end "

@@ -14,14 +14,14 @@ from pfa_convert.errors import UserError
 from pfa_convert.feedback.weight import feedback_phase
 from pfa_convert.recipe import Recipe
 from pfa_convert.seeds import derived_seed
-from pfa_convert.training.evaluation import Score, Tally, at_least_float32, autocast, to_device_format
+from pfa_convert.training.evaluation import RunningScore, Score, at_least_float32, autocast, to_device_format
 from pfa_convert.training.schedules import factor
 from pfa_convert.training.session import Session
 from pfa_convert.training.stopping import StopRequest
 from pfa_convert.training.watcher import Watcher
 
 CHECK_INTERVAL = 50
-"""Steps between two looks at what makes processes or the device wait: losses that are not finite."""
+"""Steps between two checks that the losses are finite, which synchronise processes and device."""
 
 
 def train_epoch(session: Session, epoch: int, stop: StopRequest, watcher: Watcher) -> Score | None:
@@ -32,13 +32,13 @@ def train_epoch(session: Session, epoch: int, stop: StopRequest, watcher: Watche
     """
     set_schedules(session.recipe, session.optimizer, epoch - 1)
     section, data, processes = session.recipe.train, session.data, session.processes
-    batch_size, world = session.recipe.data.batch_size, processes.share.world
-    starts = batch_starts(len(data.train), batch_size, processes.share, training=True)
+    batch_size, world = session.recipe.data.batch_size, processes.shard.world
+    starts = batch_starts(len(data.train), batch_size, processes.shard, training=True)
     images_in_all = min(len(starts) * batch_size, len(data.train))
     group_size = section.gradient_accumulation * batch_size
-    tally = Tally(processes.device, session.progress.sums if processes.main else ())
+    running = RunningScore(processes.device, session.progress.sums if processes.main else ())
     order_seed = derived_seed(session.seed, f"images of epoch {epoch}")
-    batches = data.train.batches(batch_size, processes.share, order_seed, session.progress.batch)
+    batches = data.train.batches(batch_size, processes.shard, order_seed, session.progress.batch)
     shown, unseen = time.perf_counter(), 0
     for index, (images, targets) in enumerate(batches, start=session.progress.batch + 1):
         group_start = (index - 1) // section.gradient_accumulation * group_size
@@ -52,7 +52,7 @@ def train_epoch(session: Session, epoch: int, stop: StopRequest, watcher: Watche
             # The mean over the group's images of all processes, whose gradients are averaged.
             share_of_group = len(targets) * world / in_group
             session.scaler.scale(loss if share_of_group == 1 else loss * share_of_group).backward()
-        tally.add(loss, logits, targets)
+        running.add(loss, logits, targets)
         unseen += len(targets) * world
         if (now := time.perf_counter()) - shown > 0.2:
             watcher.step(unseen)
@@ -64,14 +64,14 @@ def train_epoch(session: Session, epoch: int, stop: StopRequest, watcher: Watche
         if session.phases and step % section.phase_interval == 0:
             feedback_phase(session.model)
         if step % CHECK_INTERVAL == 0 or (stop.made and not processes.several):
-            stopping, broken = processes.any(stop.made, not tally.finite())
+            stopping, broken = processes.any(stop.made, not running.finite())
             if broken:
                 break
             if stopping:
-                session.progress.batch, session.progress.sums = index, tally.sums()
+                session.progress.batch, session.progress.sums = index, running.sums()
                 return None
     watcher.step(unseen)
-    return tally.score()
+    return running.score()
 
 
 def _loss(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:

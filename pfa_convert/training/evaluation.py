@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pfa_convert.data.base import Share, Split
+from pfa_convert.data.base import Shard, Split
 from pfa_convert.recipe import TrainSection
 
 
@@ -40,7 +40,7 @@ def at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
-class Tally:
+class RunningScore:
     """Sums of loss and correct answers, kept on the device until they are read.
 
     Args:
@@ -86,16 +86,16 @@ class Tally:
 
 @torch.no_grad()
 def evaluate(
-    model: Any, split: Split, batch_size: int, share: Share, section: TrainSection, device: torch.device
+    model: Any, split: Split, batch_size: int, shard: Shard, section: TrainSection, device: torch.device
 ) -> Score:
     """Return the model's score on a split; every image counts exactly once."""
     was_training = model.training
     model.eval()
-    tally = Tally(device)
-    for images, targets in split.batches(batch_size, share):
+    running = RunningScore(device)
+    for images, targets in split.batches(batch_size, shard):
         if len(targets):
             with autocast(section.precision, device):
                 logits = at_least_float32(model(to_device_format(images, section)))
-            tally.add(functional.cross_entropy(logits, targets), logits, targets, top5=True)
+            running.add(functional.cross_entropy(logits, targets), logits, targets, top5=True)
     model.train(was_training)
-    return tally.score()
+    return running.score()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pfa_convert.errors import UserError, one_line
-from pfa_convert.training.reproduction import Ended, PlannedRun, arguments, last_words, transcript
+from pfa_convert.training.reproduction import FinishedRun, PlannedRun, arguments, failure_text, transcript
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.worker import run_command
 
@@ -33,7 +33,7 @@ def reproduce_on_ray(
     data_root: Path | None = None,
     settings: Sequence[str] = (),
     device: str | None = None,
-) -> Generator[Ended, None, None]:
+) -> Generator[FinishedRun, None, None]:
     """Do what is not finished as tasks of Ray, and yield each run as it ends.
 
     Ray decides how many run at a time. A run whose worker is lost is continued by another one, from its
@@ -64,18 +64,18 @@ def _ended(
     data_root: Path | None,
     settings: Sequence[str],
     device: str | None,
-) -> Generator[Ended, None, None]:
+) -> Generator[FinishedRun, None, None]:
     waiting: dict[Any, PlannedRun] = {}
     try:
         for run in runs:
             if RunFolder(run.folder).is_finished(run.loaded):
-                yield Ended(run)
+                yield FinishedRun(run)
             else:
                 waiting[_submit(task, run, data_root, settings, device)] = run
         while waiting:
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(done)
-            yield Ended(run, _outcome(ray, done, run))
+            yield FinishedRun(run, _outcome(ray, done, run))
     finally:
         for reference in waiting:
             ray.cancel(reference)
@@ -102,7 +102,7 @@ def _outcome(ray: Any, reference: Any, run: PlannedRun) -> str | None:
         code = ray.get(reference)
     except ray.exceptions.RayError as error:
         return one_line(error)[-300:]
-    return last_words(run, code) if code else None
+    return failure_text(run, code) if code else None
 
 
 def _refuse_silence(address: str) -> None:

@@ -36,7 +36,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedRun:
     """A run that has ended; `failure` is what it said last if it ended badly."""
 
     run: PlannedRun
@@ -100,7 +100,7 @@ def reproduce(
     data_root: Path | None = None,
     settings: Sequence[str] = (),
     device: str | None = None,
-) -> Generator[Ended, None, None]:
+) -> Generator[FinishedRun, None, None]:
     """Run what is not finished, `jobs` processes at a time, and yield each run as it ends.
 
     A run that was begun is continued. One that fails stops no other. If the iterator is closed early, the
@@ -117,13 +117,13 @@ def reproduce(
             while waiting and len(running) < jobs:
                 run = waiting.popleft()
                 if RunFolder(run.folder).is_finished(run.loaded):
-                    yield Ended(run)
+                    yield FinishedRun(run)
                     continue
                 running[_start(run, jobs, data_root, settings, devices[started % len(devices)])] = run
                 started += 1
             for process in [process for process in running if process.poll() is not None]:
                 run = running.pop(process)
-                yield Ended(run, last_words(run, process.returncode) if process.returncode else None)
+                yield FinishedRun(run, failure_text(run, process.returncode) if process.returncode else None)
             time.sleep(0.1)
     finally:
         for process in running:
@@ -168,7 +168,7 @@ def transcript(run: PlannedRun) -> Path:
     return run.folder / "output.txt"
 
 
-def last_words(run: PlannedRun, code: int) -> str:
+def failure_text(run: PlannedRun, code: int) -> str:
     """Return the last line that a run printed, or its exit code."""
     lines = transcript(run).read_text(errors="replace").split("\n")
     said = next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -19,7 +19,7 @@ from torch.nn import functional
 from pfa_convert.alignment import gradient_angles
 from pfa_convert.convert import strip_feedback
 from pfa_convert.data import Data
-from pfa_convert.data.base import Share, Split, batch_starts
+from pfa_convert.data.base import Shard, Split, batch_starts
 from pfa_convert.errors import UserError, one_line
 from pfa_convert.feedback.coupling import couple
 from pfa_convert.feedback.weight import learning_between_steps
@@ -88,7 +88,7 @@ class Session:
         """Return `s` at the end of the run, by its schedules; None where nothing is to be forgotten so."""
         recipe = self.recipe
         coupled = self.coupling is not None and "collapsed" in self.coupling.strategy.values()
-        batches = batch_starts(len(self.data.train), recipe.data.batch_size, self.processes.share, True)
+        batches = batch_starts(len(self.data.train), recipe.data.batch_size, self.processes.shard, True)
         steps = math.ceil(len(batches) / recipe.train.gradient_accumulation)
         after = share_left(recipe, steps) if coupled and recipe.train.epochs else None
         return after[-1] if after else None
@@ -100,12 +100,12 @@ class Session:
         self.processes.share_buffers(self._buffers)
         with self.average.in_place() if self.average else nullcontext():
             return evaluate(
-                self.model, split, batch_size, self.processes.share, self.recipe.train, self.processes.device
+                self.model, split, batch_size, self.processes.shard, self.recipe.train, self.processes.device
             )
 
     def gradient_angles(self) -> dict[str, float]:
-        """Return the angles between the gradients and backpropagation's, on the first batch judged by."""
-        batches = self.data.evaluation.batches(self.recipe.data.batch_size, Share())
+        """Return the angles between the gradients and backpropagation's, on the first evaluation batch."""
+        batches = self.data.evaluation.batches(self.recipe.data.batch_size, Shard())
         images, labels = next(iter(batches))
         self.model.eval()
         angles = gradient_angles(
@@ -126,7 +126,7 @@ class Session:
             )
 
     def load(self, path: Path) -> None:
-        """Go back to the state in a checkpoint; raises UserError if it is of another model."""
+        """Go back to the state in a checkpoint; raises UserError if it belongs to another model."""
         loaded = load_training(path, self.model, self.optimizer)
         if self.average is not None:
             self.average.load(loaded.averages)
@@ -157,8 +157,8 @@ def _can_compile(device: torch.device) -> bool:
 @torch.no_grad()
 def _refuse_misfit(recipe: Recipe, model: nn.Module, data: Data, processes: Processes) -> None:
     """Raise UserError unless the model takes the data's images and has an output for each class."""
-    if recipe.data.batch_size < processes.share.world:
-        raise UserError(f"data.batch_size: fewer images than processes ({processes.share.world})")
+    if recipe.data.batch_size < processes.shard.world:
+        raise UserError(f"data.batch_size: fewer images than processes ({processes.shard.world})")
     images = torch.zeros(2, *data.image_shape, device=processes.device)
     size = "x".join(map(str, data.image_shape))
     model.eval()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pfa_convert.convert import convert
 from pfa_convert.data import load_data
-from pfa_convert.data.base import Share
+from pfa_convert.data.base import Shard
 from pfa_convert.errors import UserError
 from pfa_convert.models import build
 from pfa_convert.recipe import OptimizerSection, Recipe
@@ -37,7 +37,7 @@ def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
 
 
 def first_batch(recipe: Recipe, data_root: Path | None = None) -> tuple[Tensor, Tensor]:
-    """Return the first batch of the images that a run of the recipe is judged by, with their labels."""
+    """Return the first batch of the images that a run of the recipe is evaluated on, with their labels."""
     section = recipe.data
     data = load_data(
         section.dataset,
@@ -47,7 +47,7 @@ def first_batch(recipe: Recipe, data_root: Path | None = None) -> tuple[Tensor, 
         workers=0,
         options=section.options,
     )
-    return next(iter(data.evaluation.batches(section.batch_size, Share())))
+    return next(iter(data.evaluation.batches(section.batch_size, Shard())))
 
 
 def make_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pfa_convert import UserError
 from pfa_convert.data import load_data
-from pfa_convert.data.base import DeviceSplit, Normalisation, Share, hold_out
+from pfa_convert.data.base import DeviceSplit, Normalisation, Shard, hold_out
 
 
 def write_idx(path, array):
@@ -41,7 +41,7 @@ def load(name, root, validation=0, **options):
 
 def test_mnist_is_normalised_by_its_mean_and_standard_deviation(mnist):
     root, content = mnist
-    images, labels = next(iter(load("mnist", root).evaluation.batches(20, Share())))
+    images, labels = next(iter(load("mnist", root).evaluation.batches(20, Shard())))
     expected = (torch.from_numpy(content["t10k"][0]).unsqueeze(1) / 255 - 0.1307) / 0.3081
     assert torch.allclose(images, expected, atol=1e-5)
     assert labels.tolist() == content["t10k"][1].tolist()
@@ -52,9 +52,9 @@ def test_held_out_images_are_the_same_in_every_run_and_not_trained_on(mnist):
     first, second = load("mnist", root, validation=15), load("mnist", root, validation=15)
     assert (len(first.train), len(first.evaluation), len(first.test)) == (35, 15, 20)
     assert first.evaluation_name == "validation"
-    one, two = (next(iter(data.evaluation.batches(15, Share())))[0] for data in (first, second))
+    one, two = (next(iter(data.evaluation.batches(15, Shard())))[0] for data in (first, second))
     assert torch.equal(one, two)
-    trained = next(iter(first.train.batches(35, Share(), order_seed=0)))[0].flatten(1)
+    trained = next(iter(first.train.batches(35, Shard(), order_seed=0)))[0].flatten(1)
     assert not any((trained == image).all(1).any() for image in one.flatten(1))
 
 
@@ -62,10 +62,10 @@ def test_where_the_files_are_mixed_the_last_images_are_held_out():
     images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1)
     train = DeviceSplit(images, torch.arange(20), Normalisation((0.0,), (1 / 255,)))
     by_index = hold_out(train, train, 5, num_classes=20, mixed=True)
-    assert next(by_index.evaluation.batches(5, Share()))[1].tolist() == [15, 16, 17, 18, 19]
-    assert next(by_index.train.batches(15, Share()))[1].tolist() == list(range(15))
+    assert next(by_index.evaluation.batches(5, Shard()))[1].tolist() == [15, 16, 17, 18, 19]
+    assert next(by_index.train.batches(15, Shard()))[1].tolist() == list(range(15))
     random = hold_out(train, train, 5, num_classes=20)
-    assert next(random.evaluation.batches(5, Share()))[1].tolist() != [15, 16, 17, 18, 19]
+    assert next(random.evaluation.batches(5, Shard()))[1].tolist() != [15, 16, 17, 18, 19]
 
 
 def test_a_truncated_mnist_file_is_refused(mnist):
@@ -94,7 +94,7 @@ def cifar(tmp_path):
 def test_cifar_from_a_folder_is_decoded_once_and_again_when_the_files_change(cifar):
     data = load("cifar10", cifar)
     assert (len(data.train), len(data.evaluation)) == (30, 20)
-    images, labels = next(iter(data.evaluation.batches(20, Share())))
+    images, labels = next(iter(data.evaluation.batches(20, Shard())))
     mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
     assert torch.allclose(images[3, :, 0, 0], (21 / 255 - mean) / std, atol=1e-5)
     assert labels.tolist() == [label for label in range(10) for _ in range(2)]

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pfa_convert import UserError, load_recipe, train
 from pfa_convert.data import load_data
-from pfa_convert.data.base import DeviceSplit, Normalisation, Share
+from pfa_convert.data.base import DeviceSplit, Normalisation, Shard
 from pfa_convert.feedback.weight import feedback_weights
 from pfa_convert.recipe import ScheduleSection
 from pfa_convert.reporting.run_progress import ProgressWatcher
@@ -44,7 +44,7 @@ def test_augmentation_is_a_flip_and_a_shift_with_black():
     images = torch.arange(1, 1 + 3 * 4 * 4, dtype=torch.uint8).view(1, 3, 4, 4).repeat(64, 1, 1, 1)
     normalisation = Normalisation((0.5,) * 3, (1 / 255,) * 3)  # black is then -127.5, the mean 0
     split = DeviceSplit(images, torch.zeros(64).long(), normalisation, flip=True, padding=1)
-    ((batch, _),) = split.batches(64, Share(), order_seed=1)
+    ((batch, _),) = split.batches(64, Shard(), order_seed=1)
     padded = torch.nn.functional.pad(images[0].float(), (1, 1, 1, 1))
     allowed = []
     for dy in range(3):
@@ -64,8 +64,8 @@ def test_augmentation_is_a_flip_and_a_shift_with_black():
 def test_shares_of_two_processes_make_up_the_whole_batch():
     data = load_data("digits", None, validation=100, device=CPU, workers=0, options={})
     assert (len(data.train), len(data.evaluation), len(data.test)) == (1337, 100, 360)
-    whole = [images for images, _ in data.train.batches(64, Share(), order_seed=3)]
-    halves = [[images for images, _ in data.train.batches(64, Share(r, 2), order_seed=3)] for r in (0, 1)]
+    whole = [images for images, _ in data.train.batches(64, Shard(), order_seed=3)]
+    halves = [[images for images, _ in data.train.batches(64, Shard(r, 2), order_seed=3)] for r in (0, 1)]
     for full, even, odd in zip(whole, *halves, strict=True):
         assert torch.equal(full[::2], even) and torch.equal(full[1::2], odd)
 

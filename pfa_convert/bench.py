@@ -101,7 +101,7 @@ def bench_variants(
     return variants
 
 
-class Contestant:
+class Candidate:
     """A model with its optimizer, ready to make one training step after another."""
 
     def __init__(self, settings: Settings, variant: Variant, shape: tuple[int, ...]) -> None:
@@ -162,20 +162,20 @@ def measure(settings: Settings, variants: Sequence[Variant]) -> list[Measurement
     size = settings.image_size
     channels, *default_size = resolve(settings.model).input_size
     shape = (settings.batch_size, channels, *([size, size] if size else default_size))
-    contestants = [Contestant(settings, variant, shape) for variant in (BACKPROPAGATION, *variants)]
-    for contestant in contestants:
+    candidates = [Candidate(settings, variant, shape) for variant in (BACKPROPAGATION, *variants)]
+    for candidate in candidates:
         for _ in range(settings.warmup):
-            contestant.step()
-    rounds = [[contestant.seconds() for contestant in contestants] for _ in range(settings.steps)]
-    memory = [peak_memory(contestant, torch.device(settings.device)) for contestant in contestants]
-    flops = [0 if settings.compile else contestant.flops() for contestant in contestants]
+            candidate.step()
+    rounds = [[candidate.seconds() for candidate in candidates] for _ in range(settings.steps)]
+    memory = [peak_memory(candidate, torch.device(settings.device)) for candidate in candidates]
+    flops = [0 if settings.compile else candidate.flops() for candidate in candidates]
     results = []
-    for index, contestant in enumerate(contestants):
+    for index, candidate in enumerate(candidates):
         times = [times[index] for times in rounds]
         low, middle, high = statistics.quantiles([times[index] / times[0] for times in rounds], n=4)
         results.append(
             Measurement(
-                variant=str(contestant.variant),
+                variant=str(candidate.variant),
                 milliseconds=1000 * statistics.median(times),
                 ratio=middle,
                 ratio_low=low,
@@ -188,19 +188,19 @@ def measure(settings: Settings, variants: Sequence[Variant]) -> list[Measurement
     return results
 
 
-def peak_memory(contestant: Contestant, device: torch.device) -> float:
+def peak_memory(candidate: Candidate, device: torch.device) -> float:
     """Return the bytes that the model holds, its optimizer's state included, plus a step's own peak."""
     gc.collect()
-    held = _held(contestant)
+    held = _held(candidate)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        contestant.step()
+        candidate.step()
         return held + torch.cuda.max_memory_allocated(device) - before
     activities = [torch.profiler.ProfilerActivity.CPU]
     with _silence(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        contestant.step()
+        candidate.step()
     return held + _peak_of(profile)
 
 
@@ -218,10 +218,10 @@ def _silence() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _held(contestant: Contestant) -> int:
-    tensors = [*contestant.model.parameters(), *contestant.model.buffers()]
+def _held(candidate: Candidate) -> int:
+    tensors = [*candidate.model.parameters(), *candidate.model.buffers()]
     tensors += [
-        t for state in contestant.optimizer.state.values() for t in state.values() if torch.is_tensor(t)
+        t for state in candidate.optimizer.state.values() for t in state.values() if torch.is_tensor(t)
     ]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

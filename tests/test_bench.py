@@ -4,11 +4,8 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from pfa_convert.reporting import figures
-from pfa_convert.reporting.figures import pyplot_without_display
-from pfa_convert.reporting.style import colour_of
-from pfa_convert.training.bench import (
-    Contestant,
+from pfa_convert.bench import (
+    Candidate,
     Measurement,
     Settings,
     Variant,
@@ -16,6 +13,9 @@ from pfa_convert.training.bench import (
     measure,
     peak_memory,
 )
+from pfa_convert.reporting import figures
+from pfa_convert.reporting.figures import pyplot_without_display
+from pfa_convert.reporting.style import colour_of
 
 
 def test_each_rule_is_measured_with_the_strategies_that_it_has():
@@ -45,17 +45,17 @@ def test_the_floor_counts_the_products_of_the_formula():
     layers = [(784, 512), (512, 512), (512, 10)]
     forward = sum(2 * 256 * i * o for i, o in layers)
     backpropagation = 2 * forward + sum(2 * 256 * i * o for i, o in layers[1:])
-    mixing = sum(min(2 * o * o * i, 2 * 256 * o * o) for i, o in layers[1:])
-    assert collapsed.flop_ratio == pytest.approx((backpropagation + mixing) / backpropagation)
+    gram_product = sum(min(2 * o * o * i, 2 * 256 * o * o) for i, o in layers[1:])
+    assert collapsed.flop_ratio == pytest.approx((backpropagation + gram_product) / backpropagation)
     assert bp.flop_ratio == 1 and explicit.flop_ratio > 5
 
 
 def test_memory_counts_weights_gradients_momentum_and_activations():
-    contestant = Contestant(Settings("paper/mlp", batch_size=64), Variant("bp"), (64, 1, 28, 28))
-    contestant.step()
-    weights = 4 * sum(p.numel() for p in contestant.model.parameters())
+    candidate = Candidate(Settings("paper/mlp", batch_size=64), Variant("bp"), (64, 1, 28, 28))
+    candidate.step()
+    weights = 4 * sum(p.numel() for p in candidate.model.parameters())
     # Weights and momentum are held; a step's peak is at least all gradients at once.
-    assert 3 * weights <= peak_memory(contestant, torch.device("cpu")) <= 4 * weights
+    assert 3 * weights <= peak_memory(candidate, torch.device("cpu")) <= 4 * weights
 
 
 def measurement(variant, ratio, memory):
