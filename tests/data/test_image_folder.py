@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from pfa_convert import UserError, load_recipe, train
 from pfa_convert.data import load_data
-from pfa_convert.data.base import Share
+from pfa_convert.data.base import Shard
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
@@ -45,7 +45,7 @@ def load(root, workers=0, **options):
 def test_evaluation_is_torchvisions_resize_and_centre_crop(root):
     data = load(root)
     assert (len(data.train), len(data.evaluation), data.num_classes) == (24, 12, 2)
-    images, labels = next(iter(data.evaluation.batches(12, Share())))
+    images, labels = next(iter(data.evaluation.batches(12, Shard())))
     cut = v2.Compose([v2.Resize(32), v2.CenterCrop(24), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     paths = sorted((root / "imagenette" / "val").glob("*/*"), key=lambda path: (path.parent.name, path.name))
     for path, image in zip(paths, images, strict=True):
@@ -55,15 +55,15 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(root):
 
 
 def test_the_number_of_workers_changes_nothing(root):
-    def epoch(workers, share=None):
-        return list(load(root, workers).train.batches(8, share or Share(), order_seed=5))
+    def epoch(workers, shard=None):
+        return list(load(root, workers).train.batches(8, shard or Shard(), order_seed=5))
 
     for (one, labels), (two, others) in zip(epoch(0), epoch(2), strict=True):
         assert torch.equal(one, two) and torch.equal(labels, others)
-    halves = [epoch(0, Share(rank, 2)) for rank in (0, 1)]
+    halves = [epoch(0, Shard(rank, 2)) for rank in (0, 1)]
     for (whole, _), (first, _), (second, _) in zip(epoch(0), *halves, strict=True):
         assert torch.equal(whole[0::2], first) and torch.equal(whole[1::2], second)
-    again = load(root).train.batches(8, Share(), order_seed=6)
+    again = load(root).train.batches(8, Shard(), order_seed=6)
     assert not torch.equal(next(iter(again))[0], epoch(0)[0][0])
 
 
@@ -72,7 +72,7 @@ def test_a_damaged_image_is_named(root, workers):
     damaged = root / "imagenette" / "train" / "cat" / "004.JPEG"
     damaged.write_bytes(damaged.read_bytes()[:200])
     with pytest.raises(UserError) as error:
-        list(load(root, workers).train.batches(8, Share(), order_seed=0))
+        list(load(root, workers).train.batches(8, Shard(), order_seed=0))
     assert str(damaged) in str(error.value)
 
 
@@ -82,7 +82,7 @@ def test_what_a_reading_process_raises_arrives_with_its_traceback(root, monkeypa
 
     monkeypatch.setattr("pfa_convert.data.image_folder.decode", fail)
     with pytest.raises(ZeroDivisionError, match=r"(?s)worker process 0.*Traceback.*no way to read"):
-        list(load(root, workers=2).train.batches(8, Share(), order_seed=0))
+        list(load(root, workers=2).train.batches(8, Shard(), order_seed=0))
 
 
 def test_a_damaged_image_is_skipped_where_the_recipe_says_so(root):
@@ -90,14 +90,14 @@ def test_a_damaged_image_is_skipped_where_the_recipe_says_so(root):
     damaged.write_text("not an image")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        images, _ = next(iter(load(root, skip_unreadable=True).evaluation.batches(12, Share())))
+        images, _ = next(iter(load(root, skip_unreadable=True).evaluation.batches(12, Shard())))
     assert torch.equal(images[2], images[3])  # the next one takes its place
     assert [str(damaged) in str(warning.message) for warning in caught] == [True]
     for path in (root / "imagenette" / "val").glob("*/*"):
         path.write_text("not an image")
     with warnings.catch_warnings(), pytest.raises(UserError, match="no image can be read"):
         warnings.simplefilter("ignore")
-        next(iter(load(root, skip_unreadable=True).evaluation.batches(12, Share())))
+        next(iter(load(root, skip_unreadable=True).evaluation.batches(12, Shard())))
 
 
 def test_the_imagenet_recipe_runs_on_such_a_folder(root, tmp_path):
