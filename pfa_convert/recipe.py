@@ -18,13 +18,13 @@ NAME = r"^[\w][\w.+-]*$"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class ModelSection(BaseModel):
     """`model:` the plain model; further keys go to its constructor."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, strict=True)
 
     name: str = Field(description="resnet18, timm/resnet50, paper/mlp, package.module:factory")
     num_classes: int | None = Field(default=None, ge=1, description="outputs; the model's own by default")
@@ -67,7 +67,7 @@ class DataSection(_Section):
 class OptimizerSection(BaseModel):
     """`optimizer:` any class of torch.optim by name; further keys are its arguments."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, strict=True)
 
     name: str = Field(default="sgd", description="a class of torch.optim, in any capitals")
     lr: float = Field(default=0.1, ge=0, description="the first learning rate")
