@@ -41,6 +41,12 @@ class ConvertSection(_Section):
         default=[], description="for some sites; the first match wins; or {PATTERN: RULE}"
     )
     seed: int | None = Field(default=None, description="of feedback weights; the run's by default")
+    unroll: bool = Field(
+        default=False, description="run nn.LSTM, nn.GRU and nn.RNN step by step, so that they are sites"
+    )
+    strict: bool = Field(
+        default=False, description="refuse a model in which a learned weight would get no rule"
+    )
 
     @field_validator("overrides", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The command line as a user runs it: a process, its output, its exit code."""
+"""The command line as a user runs it: its output, its exit code; a process of its own where that matters."""
 
 import json
 import subprocess
@@ -8,7 +8,9 @@ import pytest
 import torch
 from click.shell_completion import BashComplete
 
-from pfa_convert import load
+from training.runs import call
+
+from pfa_convert import UserError, load
 from pfa_convert.cli import cli
 
 
@@ -18,9 +20,9 @@ def run(*arguments, cwd=None):
 
 
 def test_converts_resnet50_and_reports_as_json():
-    result = run("resnet50", "--rule", "pfa", "--expansion", 1, "--json")
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
+    called = call("resnet50", "--rule", "pfa", "--expansion", 1, "--json")
+    assert called.code == 0, called.errors
+    report = json.loads(called.printed)
     assert report["model"] == "torchvision/resnet50" and report["counts"] == {"pfa": 54}
     assert [site["kind"] for site in report["sites"]].count("Conv2d") == 53
     assert report["skipped"] == [] and report["forward_max_difference"] == 0.0
@@ -28,12 +30,12 @@ def test_converts_resnet50_and_reports_as_json():
 
 def test_prints_a_table_and_writes_a_file_that_loads(tmp_path):
     path = tmp_path / "a model.safetensors"
-    result = run("paper/resnet20", "--rule", "fa", "--override", "fc=bp", "--output", path)
-    assert result.returncode == 0, result.stderr
-    assert "20 sites converted (19 fa, 1 bp), 0 skipped" in result.stdout
-    assert "unchanged to the last bit" in result.stdout
-    again = run(path)
-    assert "20 sites converted (19 fa, 1 bp), 0 skipped" in again.stdout and again.returncode == 0
+    called = call("paper/resnet20", "--rule", "fa", "--override", "fc=bp", "--output", path)
+    assert called.code == 0, called.errors
+    assert "20 sites converted (19 fa, 1 bp), 0 skipped" in called.printed
+    assert "unchanged to the last bit" in called.printed
+    again = call(path)
+    assert "20 sites converted (19 fa, 1 bp), 0 skipped" in again.printed and again.code == 0
     model = load(path)
     assert model.conversion.counts() == {"fa": 19, "bp": 1}
 
@@ -68,20 +70,27 @@ def test_trains_the_bundled_digits(tmp_path):
         (["models", "zzzzzz"], "no model matches"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):
-    result = run(*arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert words in result.stderr and "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    called = call(*arguments)
+    assert called.code == 2
+    assert words in called.errors and "Traceback" not in called.errors
+    assert len(called.errors.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_ends_a_process_so_too(tmp_path):
+    result = run("resnet18", "--rule", "pfaa", cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("pfa-convert: unknown rule 'pfaa'; did you mean 'pfa'")
 
 
 def test_a_damaged_file_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\x10\0\0\0\0\0\0\0 not a header at all")
-    result = run(path)
-    assert result.returncode == 2 and "is not a readable safetensors file" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    called = call(path)
+    assert called.code == 2 and "is not a readable safetensors file" in called.errors
+    assert len(called.errors.splitlines()) == 1
 
 
 def test_a_factory_of_the_users_own(tmp_path):
@@ -95,8 +104,8 @@ def test_a_factory_of_the_users_own(tmp_path):
     "command", [["rules"], ["rules", "pfa"], ["recipes"], ["models", "resnet50"], ["--help"]]
 )
 def test_lists_and_explains(command):
-    result = run(*command)
-    assert result.returncode == 0 and result.stdout.strip()
+    called = call(*command)
+    assert called.code == 0 and called.printed.strip()
 
 
 def test_nothing_is_unpickled(tmp_path):
@@ -105,10 +114,9 @@ def test_nothing_is_unpickled(tmp_path):
             return (open, (str(tmp_path / "exploded"), "w"))
 
     torch.save(Bomb(), tmp_path / "model.safetensors")
-    (tmp_path / "use.py").write_text("import sys, pfa_convert\npfa_convert.load(sys.argv[1])\n")
-    command = [sys.executable, "use.py", "model.safetensors"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "UserError" in result.stderr and not (tmp_path / "exploded").exists()
+    with pytest.raises(UserError, match="is not a readable safetensors file"):
+        load(tmp_path / "model.safetensors")
+    assert not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize(

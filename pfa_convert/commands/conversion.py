@@ -39,6 +39,7 @@ def convert_by_name(
     overrides: Sequence[Mapping[str, Any]],
     seed: int,
     strict: bool = False,
+    unroll: bool = False,
 ) -> Conversion:
     """Build the model and convert it; what is given here goes before what the recipe says."""
     section = load_recipe(recipe).convert if recipe else None
@@ -54,7 +55,8 @@ def convert_by_name(
         options={**inherited, **options},
         overrides=listed,
         seed=seed,
-        strict=strict,
+        strict=strict or (section is not None and section.strict),
+        unroll=unroll or (section is not None and section.unroll),
     )
     return _checked(plain, converted, name, str(resolved), started)
 

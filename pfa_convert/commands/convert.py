@@ -13,8 +13,13 @@ from pfa_convert.commands.outputs import refuse_unwritable
 from pfa_convert.commands.values import key_values
 from pfa_convert.errors import UserError
 from pfa_convert.models import resolve
-from pfa_convert.reporting.console import console, print_conversion
+from pfa_convert.reporting.console import console, print_conversion, rounding_allowed
 from pfa_convert.reporting.progress import busy
+
+
+OF_A_CONVERSION = (
+    *("rule", "expansion", "options", "overrides", "recipe", "num_classes", "seed", "unroll", "strict"),
+)
 
 
 @click.command("convert")
@@ -48,6 +53,9 @@ from pfa_convert.reporting.progress import busy
     help="What feedback weights are drawn from.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Write the converted model to this file.")
+@click.option(
+    "--unroll", is_flag=True, help="Run LSTM, GRU and RNN layers step by step, so that they are sites too."
+)
 @click.option("--strict", is_flag=True, help="Refuse a model in which a learned weight would get no rule.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def convert_command(
@@ -60,6 +68,7 @@ def convert_command(
     num_classes: int | None,
     seed: int,
     output: Path | None,
+    unroll: bool,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -88,7 +97,9 @@ def convert_command(
         if resolved is None:
             done = read_conversion(Path(model))
         else:
-            done = convert_by_name(resolved, num_classes, recipe, rule, chosen, listed, seed, strict)
+            done = convert_by_name(
+                resolved, num_classes, recipe, rule, chosen, listed, seed, strict, unroll
+            )
         if output is not None:
             save(done.converted, output, done.name, num_classes=num_classes)
     report = done.converted.conversion
@@ -98,13 +109,14 @@ def convert_command(
         print_conversion(console, done.summary, report)
         if output is not None:
             console.print(f"written to {output}")
-    if done.summary["forward_max_difference"]:
+    difference = done.summary["forward_max_difference"]
+    if difference is not None and not difference <= rounding_allowed(report):
         raise click.exceptions.Exit(1)
 
 
 def _refuse_options_of_a_file(path: str) -> None:
     context = click.get_current_context()
-    for option in ("rule", "expansion", "options", "overrides", "recipe", "num_classes", "seed", "strict"):
+    for option in OF_A_CONVERSION:
         if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
             name = next(p.opts[0] for p in context.command.params if p.name == option)
             raise UserError(f"{path} holds its own conversion: name the model to convert anew", where=name)

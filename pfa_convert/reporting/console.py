@@ -29,6 +29,9 @@ MUCH_LEFT, FORGOTTEN = 0.05, 0.01
 ROWS = 24
 """A model with more sites than this is shown by groups."""
 
+UNROLLED_ROUNDING = 1e-4
+"""Recurrent layers that run step by step round otherwise than PyTorch's fused ones, and so may change this much."""
+
 
 def _option(rule: str, key: str, value: Any) -> str:
     """Return an option as the table shows it: none that is not set, no default choice, no share of 1."""
@@ -65,6 +68,11 @@ def _groups(sites: tuple[SiteReport, ...]) -> list[list[SiteReport]]:
     return [list(group) for _, group in groupby(sites, key)]
 
 
+def rounding_allowed(report: ConversionReport) -> float:
+    """Return by how much the converted model's outputs may differ from the plain one's."""
+    return UNROLLED_ROUNDING if report.settings.get("unroll") else 0.0
+
+
 def print_conversion(console: Console, summary: dict[str, Any], report: ConversionReport) -> None:
     """Print what a conversion did."""
     console.print(
@@ -82,6 +90,8 @@ def print_conversion(console: Console, summary: dict[str, Any], report: Conversi
         console.print(f"forward not checked: {summary['forward_check']}")
     else:
         verdict = "unchanged to the last bit" if difference == 0 else f"CHANGED by up to {difference:g}"
+        if 0 < difference <= rounding_allowed(report):
+            verdict = f"unchanged but for rounding, {difference:.1g}: recurrent layers run step by step"
         console.print(f"forward check in training and evaluation mode: {verdict}")
 
 

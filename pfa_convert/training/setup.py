@@ -31,6 +31,8 @@ def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
         seed=feedback_seed,
         inplace=True,
         reinit=recipe.init,
+        unroll=recipe.convert.unroll,
+        strict=recipe.convert.strict,
     )
     memory_format = torch.channels_last if recipe.train.channels_last else torch.preserve_format
     return model.to(device).to(memory_format=memory_format)

@@ -6,8 +6,11 @@ import sys
 from unittest import mock
 
 import pytest
+import torch
 
+from pfa_convert import UserError, load_recipe
 from pfa_convert.cli import main
+from pfa_convert.training.setup import make_model
 
 
 def run(*arguments):
@@ -29,7 +32,38 @@ def test_strict_refuses_a_model_in_which_a_weight_gets_no_rule():
     assert run("paper/resnet20", "--rule", "fa", "--strict")[0] == 0
 
 
-@pytest.mark.parametrize("option", [("--override", "fc=bp"), ("--rule", "fa"), ("--strict",)])
+RECURRENT = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = torch.nn.LSTM(9, 7, batch_first=True), torch.nn.Linear(7, 3)
+    def forward(self, images):
+        return self.head(self.lstm(images.flatten(2)[..., :9])[0][:, -1])
+"""
+
+
+def test_unrolled_layers_are_sites_from_the_command_line_and_by_recipe(tmp_path, monkeypatch):
+    (tmp_path / "recurrent_net.py").write_text(RECURRENT)
+    monkeypatch.chdir(tmp_path)
+    assert run("recurrent_net:Net", "--strict")[0] == 2
+    code, output = run("recurrent_net:Net", "--unroll", "--strict")
+    assert code == 0 and "3 sites converted" in output and "lstm" in output
+    assert "unchanged to the last bit" in output or "unchanged but for rounding" in output
+    recipe = tmp_path / "unrolled.yaml"
+    recipe.write_text(
+        "model: {name: recurrent_net:Net}\nconvert: {rule: fa, unroll: true, strict: true}\n"
+        "data: {dataset: digits}\ntrain: {epochs: 1}\n"
+    )
+    code, output = run("recurrent_net:Net", "--recipe", str(recipe))
+    assert code == 0 and "3 sites converted (3 fa)" in output
+    loaded = load_recipe(recipe)
+    assert len(make_model(loaded, 0, torch.device("cpu")).conversion.sites) == 3
+    with pytest.raises(UserError, match="strict: "):
+        make_model(load_recipe(recipe, ["convert.unroll=false"]), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("option", [("--override", "fc=bp"), ("--rule", "fa"), ("--strict",), ("--unroll",)])
 def test_options_of_a_conversion_are_not_ignored_for_a_file_that_holds_one(option, tmp_path):
     path = str(tmp_path / "model.safetensors")
     assert run("paper/mlp", "--rule", "fa", "--output", path)[0] == 0

@@ -11,63 +11,71 @@ from safetensors.torch import load_file
 from pfa_convert import load_recipe, train
 
 SCRIPT = """
-import sys, torch
+import json, sys, torch
 from torch import distributed as dist
 from pfa_convert import load_recipe, train
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
-recipe = load_recipe(sys.argv[1], sys.argv[3:])
-result = train(recipe, output=sys.argv[2], device="cpu")
-assert result.epochs == recipe.train.epochs and not dist.is_initialized()
+for name, settings in json.loads(sys.argv[2]).items():
+    recipe = load_recipe("digits-mlp-pfa", settings)
+    result = train(recipe, output=f"{sys.argv[1]}/{name}", device="cpu")
+    assert result.epochs == recipe.train.epochs and not dist.is_initialized()
 """
 
 
-@pytest.fixture
-def script(tmp_path):
-    path = tmp_path / "script.py"
-    path.write_text(SCRIPT)
-    return path
-
-
-MLP = ["model.hidden=[32, 32]", "data.validation=101"]
-VIT = [
-    "data={dataset: synthetic, options: {images: 96}, batch_size: 16, validation: 16}",
-    "model={name: timm/vit_tiny_patch16_224, img_size: 32, patch_size: 8, embed_dim: 16, depth: 2, "
-    "num_heads: 2}",
-    "train.optimizer={name: adamw, lr: 0.001, weight_decay: 0.05}",
-    "train.forgetting=40",
-]
-
-
-@pytest.mark.parametrize(
-    ("settings", "precision"),
-    [
-        ([*MLP, "convert.options={expansion: 3, strategy: fused}"], 1e-10),
-        ([*MLP, "train.gradient_accumulation=3", "data.batch_size=31", "train.clip_norm=0.5"], 1e-10),
-        # Adam divides by the root of a gradient's square, however small that is.
-        ([*VIT, "convert.options={start_norm: weight, block_size: 8}"], 1e-6),
+MLP = ["train.epochs=2", "model.hidden=[32, 32]", "data.validation=101"]
+SETTINGS = {
+    "fused": [*MLP, "convert.options={expansion: 3, strategy: fused}"],
+    "collapsed, accumulation, an odd batch, clipping": [
+        *MLP,
+        "train.gradient_accumulation=3",
+        "data.batch_size=31",
+        "train.clip_norm=0.5",
     ],
-    ids=["fused", "collapsed, accumulation, an odd batch, clipping", "transformer, AdamW"],
-)
-def test_two_processes_equal_one(tmp_path, script, settings, precision):
-    settings = ["train.epochs=2", *settings]
-    run_in_two_processes(script, "digits-mlp-pfa", tmp_path / "two", *settings)
+    "transformer, AdamW": [
+        "train.epochs=2",
+        "data={dataset: synthetic, options: {images: 96}, batch_size: 16, validation: 16}",
+        "model={name: timm/vit_tiny_patch16_224, img_size: 32, patch_size: 8, embed_dim: 16, depth: 2, "
+        "num_heads: 2}",
+        "train.optimizer={name: adamw, lr: 0.001, weight_decay: 0.05}",
+        "train.forgetting=40",
+        "convert.options={start_norm: weight, block_size: 8}",
+    ],
+}
+# Adam divides by the root of a gradient's square, however small that is.
+PRECISION = {"transformer, AdamW": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    """The folder with the runs that two processes have made, one after the other."""
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    run_in_two_processes(script, folder, json.dumps(SETTINGS))
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_equal_one(tmp_path, by_two, name):
+    precision = PRECISION.get(name, 1e-10)
     torch.set_default_dtype(torch.float64)
     try:
-        train(load_recipe("digits-mlp-pfa", settings), output=tmp_path / "one", device="cpu")
+        train(load_recipe("digits-mlp-pfa", SETTINGS[name]), output=tmp_path / "one", device="cpu")
     finally:
         torch.set_default_dtype(torch.float32)
-    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    folders = (tmp_path / "one", by_two / name)
+    one, two = (load_file(folder / "last.safetensors") for folder in folders)
     assert one.keys() == two.keys()
-    for name in one:
-        if one[name].is_floating_point():
+    for key in one:
+        if one[key].is_floating_point():
             # Sums in another order, over 84 steps of which each builds on the last.
-            difference = (one[name] - two[name]).norm() / one[name].norm().clamp_min(1e-9)
-            assert difference < precision, name
+            difference = (one[key] - two[key]).norm() / one[key].norm().clamp_min(1e-9)
+            assert difference < precision, key
     logs = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()[1:]]
-        for name in ("one", "two")
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()[1:]]
+        for folder in folders
     ]
     for ours, theirs in zip(*logs, strict=True):
         for key in ("train_top1", "validation_top1", "validation_top5"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from runs import ENVIRONMENT, run, same_bytes, start
+from runs import ENVIRONMENT, call, same_bytes, start
 
 from pfa_convert.training.run_folder import RunFolder
 
@@ -44,7 +44,7 @@ reads_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 @reads_proc
 def test_a_killed_rank_ends_the_job_with_its_number_and_the_run_continues(tmp_path):
-    arguments = ["digits-mlp-pfa", *BIG, "--set", "train.epochs=60", "--device", "cpu"]
+    arguments = ["digits-mlp-pfa", *BIG, "--set", "train.epochs=25", "--device", "cpu"]
     folder = RunFolder(tmp_path / "run")
     job = torchrun(*arguments, "--output", folder.path)
     while len(folder.records()) < 2:
@@ -93,9 +93,9 @@ def test_a_killed_reader_of_the_data_ends_the_run_and_it_continues(images, tmp_p
     _, said = job.communicate(timeout=60)
     assert job.returncode == 2 and said.count("\n") == 1, said
     assert "reads the data was killed" in said and "--resume" in said
-    resumed = run(*images, "--output", folder.path, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert run(*images, "--output", tmp_path / "whole").returncode == 0
+    resumed = call("train", *images, "--output", folder.path, "--resume")
+    assert resumed.code == 0, resumed.errors
+    assert call("train", *images, "--output", tmp_path / "whole").code == 0
     assert same_bytes(folder.last, tmp_path / "whole" / "last.safetensors")
 
 
@@ -114,30 +114,31 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_clearly_and_loses_nothing(small_disk, tmp_path):
-    arguments = ["digits-mlp-pfa", "--set", "train.epochs=4", "--output"]
+    arguments = ["train", "digits-mlp-pfa", "--set", "train.epochs=4", "--output"]
     filler = small_disk / "filler"
     filler.write_bytes(b"\0" * 800_000)
-    full = run(*arguments, small_disk / "run")
-    assert full.returncode == 2 and full.stderr.startswith("pfa-convert: ") and full.stderr.count("\n") == 1
-    assert "No space left" in full.stderr
+    full = call(*arguments, small_disk / "run")
+    assert full.code == 2 and full.errors.startswith("pfa-convert: ") and full.errors.count("\n") == 1
+    assert "No space left" in full.errors
     filler.unlink()
-    again = run(*arguments, small_disk / "run", "--resume")
-    assert again.returncode == 0, again.stderr
-    assert run(*arguments, tmp_path / "whole").returncode == 0
+    again = call(*arguments, small_disk / "run", "--resume")
+    assert again.code == 0, again.errors
+    assert call(*arguments, tmp_path / "whole").code == 0
     assert same_bytes(small_disk / "run" / "last.safetensors", tmp_path / "whole" / "last.safetensors")
 
 
 def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("kept")
-    refused = run("digits-mlp-pfa", "--output", tmp_path / "file" / "run")
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    refused = call("train", "digits-mlp-pfa", "--output", tmp_path / "file" / "run")
+    assert refused.code == 2 and refused.errors.count("\n") == 1
     assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_paths_with_spaces_and_other_scripts(tmp_path):
     folder = tmp_path / "läufe und mehr 実験"
-    done = run("digits-mlp-pfa", "--set", "train.epochs=1", "--output", folder / "a b")
-    assert done.returncode == 0, done.stderr
+    done = call("train", "digits-mlp-pfa", "--set", "train.epochs=1", "--output", folder / "a b")
+    assert done.code == 0, done.errors
     link = tmp_path / "link"
     link.symlink_to(folder / "a b")
-    assert run("digits-mlp-pfa", "--set", "train.epochs=1", "--output", link, "--resume").returncode == 0
+    again = call("train", "digits-mlp-pfa", "--set", "train.epochs=1", "--output", link, "--resume")
+    assert again.code == 0, again.errors

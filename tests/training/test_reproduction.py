@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from runs import same_bytes
 
-from pfa_convert import UserError
+from pfa_convert import UserError, train
 from pfa_convert.cli import cli
 from pfa_convert.training.reproduction import plan, reproduce
 from pfa_convert.training.run_folder import RunFolder
@@ -78,7 +77,7 @@ def test_a_wrong_table_or_variant_is_refused(tmp_path, table, only, message):
 
 
 def test_what_is_finished_is_skipped_and_one_failure_stops_no_other(tmp_path):
-    runs = plan("digits-mlp", tmp_path, {"rule": ["bp", "fa"]}, seeds=[0, 1], settings=SHORT)
+    runs = plan("digits-mlp", tmp_path, {"rule": ["bp"]}, seeds=[0, 1, 2], settings=SHORT)
     broken = runs[1]
     broken.folder.mkdir(parents=True)
     (broken.folder / "log.jsonl").mkdir()  # the trainer cannot write there
@@ -95,7 +94,7 @@ def test_what_is_finished_is_skipped_and_one_failure_stops_no_other(tmp_path):
 
 
 def test_a_stopped_table_is_continued_where_it_was(tmp_path):
-    settings = ["train.epochs=150"]
+    settings = ["train.epochs=80"]
     arguments = [
         "digits-mlp",
         "--rules",
@@ -117,16 +116,15 @@ def test_a_stopped_table_is_continued_where_it_was(tmp_path):
     process.terminate()
     assert process.wait() == 130
     assert "stopped by SIGTERM" in (run.folder / "output.txt").read_text()
-    assert not folder.result.exists() and len(folder.records()) < 150
+    assert not folder.result.exists() and len(folder.records()) < 81
 
-    (alone,) = plan("digits-mlp", tmp_path / "alone", {"rule": ["pfa"]}, seeds=[1], settings=settings)
-    assert [end.failure for end in reproduce([run, alone], jobs=2, settings=settings)] == [None, None]
-    stopped, straight = load_file(folder.last), load_file(RunFolder(alone.folder).last)
-    assert all(torch.equal(stopped[key], straight[key]) for key in straight)
+    assert [end.failure for end in reproduce([run], jobs=1, settings=settings)] == [None]
+    train(run.loaded, output=tmp_path / "alone", seed=1)
+    assert same_bytes(folder.last, tmp_path / "alone" / "last.safetensors")
 
 
 def test_a_folder_of_another_recipe_is_refused_before_anything_runs(tmp_path):
-    runs = plan("digits-mlp-bp", tmp_path, {}, seeds=[0], settings=SHORT)
-    assert [end.failure for end in reproduce(runs, jobs=1, settings=SHORT)] == [None]
+    (run,) = plan("digits-mlp-bp", tmp_path, {}, seeds=[0], settings=SHORT)
+    train(run.loaded, output=run.folder, seed=0)
     with pytest.raises(UserError, match="holds a run of another recipe"):
         plan("digits-mlp", tmp_path, {}, settings=["train.optimizer.lr=3"])

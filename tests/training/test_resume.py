@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import run, same_bytes, start
+from runs import call, same_bytes, start
 
 from pfa_convert import load_recipe, train
 from pfa_convert.files import read_header
@@ -35,8 +35,8 @@ class InterruptAfter(Watcher):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    result = run("digits-mlp-pfa", *SETTINGS, "--output", folder)
-    assert result.returncode == 0, result.stderr
+    result = call("train", "digits-mlp-pfa", *SETTINGS, "--output", folder)
+    assert result.code == 0, result.errors
     return folder
 
 
