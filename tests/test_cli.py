@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 from click.shell_completion import BashComplete
-
 from training.runs import call
 
 from pfa_convert import UserError, load

@@ -16,7 +16,6 @@ from pfa_convert.models import resolve
 from pfa_convert.reporting.console import console, print_conversion, rounding_allowed
 from pfa_convert.reporting.progress import busy
 
-
 OF_A_CONVERSION = (
     *("rule", "expansion", "options", "overrides", "recipe", "num_classes", "seed", "unroll", "strict"),
 )
@@ -97,9 +96,7 @@ def convert_command(
         if resolved is None:
             done = read_conversion(Path(model))
         else:
-            done = convert_by_name(
-                resolved, num_classes, recipe, rule, chosen, listed, seed, strict, unroll
-            )
+            done = convert_by_name(resolved, num_classes, recipe, rule, chosen, listed, seed, strict, unroll)
         if output is not None:
             save(done.converted, output, done.name, num_classes=num_classes)
     report = done.converted.conversion
