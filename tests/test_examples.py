@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from training.runs import ENVIRONMENT, run_in_two_processes
 
 FOLDER = Path(__file__).parents[1] / "docs" / "examples"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+ALONE = [name for name in SCRIPTS if name != "fsdp2.py"]
+ALIGNED = ["plain_loop.py", "finetune.py", "compiled.py", "lightning_module.py"]
+
+pytestmark = pytest.mark.xdist_group("examples")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -18,31 +23,48 @@ def test_an_example_is_short(name):
     assert sum(bool(line.strip()) for line in (FOLDER / name).read_text().splitlines()) < 30
 
 
+ONE_BY_ONE = """
+import runpy, sys, traceback
+for path in sys.argv[1:]:
+    print("EXAMPLE", path, flush=True)
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except Exception:
+        print("FAILED", traceback.format_exc())
+"""
+
+
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """What an example prints; each runs once."""
+    """What an example prints; one process runs them all, and so imports PyTorch once."""
 
     @cache
-    def run_example(name):
+    def all_of_them():
+        needs = {"lightning_module.py": "lightning", "accelerate_loop.py": "accelerate"}
+        names = [name for name in ALONE if name not in needs or find_spec(needs[name])]
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", str(FOLDER / name)],
+            [sys.executable, "-W", "ignore", "-c", ONE_BY_ONE, *(str(FOLDER / name) for name in names)],
             cwd=tmp_path_factory.mktemp("example"),
             env=ENVIRONMENT,
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        _, *parts = done.stdout.split("EXAMPLE ")
+        assert len(parts) == len(names)
+        return dict(zip(names, parts, strict=True))
 
-    return run_example
+    def of_one(name):
+        if name not in all_of_them():
+            pytest.skip("its library is not installed")
+        assert "FAILED" not in all_of_them()[name], all_of_them()[name]
+        return all_of_them()[name]
+
+    return of_one
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "fsdp2.py"])
+@pytest.mark.parametrize("name", ALONE)
 def test_an_example_runs(name, printed):
-    if name == "lightning_module.py":
-        pytest.importorskip("lightning")
-    if name == "accelerate_loop.py":
-        pytest.importorskip("accelerate")
     losses = [float(value) for value in re.findall(r"loss ([\d.]+)", printed(name))]
     if losses:
         assert losses[-1] < losses[0]
@@ -50,11 +72,11 @@ def test_an_example_runs(name, printed):
     assert losses or "rounded" in (FOLDER / name).read_text() or float(accuracy.group(1)) > 0.9
 
 
-@pytest.mark.parametrize("name", ["plain_loop.py", "finetune.py"])
+@pytest.mark.parametrize("name", ALIGNED)
 def test_an_example_on_real_data_ends_aligned(name, printed):
     angles = [float(value) for value in re.findall(r"([\d.]+) degrees", printed(name))]
     # 17.5 degrees is where an expansion of 10 ends; a rule that has forgotten little is at 40 and more.
-    assert len(angles) == 3 and max(angles) < 22
+    assert len(angles) >= 3 and max(angles) < 22
     assert float(re.search(r"accuracy ([\d.]+)", printed(name)).group(1)) > 0.9
 
 

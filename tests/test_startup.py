@@ -117,6 +117,7 @@ def test_the_package_imports_nothing_until_it_is_used():
 def test_the_work_itself_imports_no_library_of_models():
     script = (
         "import sys\nfrom pfa_convert import convert, couple, alignment, load_recipe, train, save, load\n"
+        "from torch import nn\nconvert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), 'fa')\n"
         "print('IMPORTED', *({'torchvision', 'timm'} & set(sys.modules)))"
     )
     assert imported_by(script) == (set(), "", 0)

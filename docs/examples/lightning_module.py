@@ -1,4 +1,4 @@
-"""A converted model in Lightning: convert in the constructor, couple where the optimizer is made."""
+"""A converted model in Lightning with AdamW: convert in the constructor, couple beside the optimizer."""
 
 import lightning
 import torch
@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from pfa_convert import convert, couple
+from pfa_convert import alignment, convert, couple
 from pfa_convert.models import build
 
 
@@ -16,8 +16,8 @@ class Digits(lightning.LightningModule):
         self.model = convert(build("paper/mlp", 10, in_features=64, hidden=[64, 64]), rule="pfa")
 
     def configure_optimizers(self):
-        optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
-        couple(self.model, optimizer)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=0.01)
+        couple(self.model, optimizer, forgetting=50)  # AdamW's decay is too weak to forget by
         return optimizer
 
     def training_step(self, batch, index):
@@ -27,7 +27,7 @@ class Digits(lightning.LightningModule):
 lightning.seed_everything(0)
 images, labels = (torch.as_tensor(array) for array in load_digits(return_X_y=True))
 data, model = TensorDataset(images.float() / 16, labels), Digits()
-lightning.Trainer(max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False).fit(
-    model, DataLoader(data, batch_size=32, shuffle=True)
-)
+options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+lightning.Trainer(max_epochs=5, **options).fit(model, DataLoader(data, batch_size=32, shuffle=True))
 print(f"accuracy {(model.model(data[:][0]).argmax(1) == data[:][1]).float().mean():.3f}")
+print({site: f"{value['angle_deg']:.1f} degrees" for site, value in alignment(model.model).items()})

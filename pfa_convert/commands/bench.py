@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
 from pfa_convert.commands.completion import complete_model
 from pfa_convert.commands.outputs import refuse_unwritable
 from pfa_convert.commands.values import key_values
 from pfa_convert.errors import UserError
 from pfa_convert.reporting.console import console, print_benchmark
+from pfa_convert.reporting.progress import busy
+
+if TYPE_CHECKING:
+    from pfa_convert.training.bench import Settings, Variant
 
 
 @click.command("bench")
@@ -79,7 +85,8 @@ def bench_command(
         settings = {size: replace(base, batch_size=size) for size in sizes}
     tables = {}
     for value, setting in settings.items():
-        tables[value] = measure(setting, variants)
+        with busy(Console(stderr=True), f"measuring {model}, {_what(setting, variants)}"):
+            tables[value] = measure(setting, variants)
         if not as_json:
             print_benchmark(console, setting, tables[value])
     if as_json:
@@ -89,6 +96,12 @@ def bench_command(
     if plot is not None:
         axis = "width" if widths is not None else "batch size"
         growth_figure(tables, axis, f"{model}, {base.precision}, {base.device}", plot)
+
+
+def _what(setting: Settings, variants: Sequence[Variant]) -> str:
+    """Say what is being measured now."""
+    width = "" if setting.width is None else f", width {setting.width}"
+    return f"batches of {setting.batch_size}{width}: bp, {', '.join(map(str, variants))}"
 
 
 def _numbers(text: str) -> list[int]:

@@ -203,19 +203,31 @@ class _OwnForward(fx.Tracer):
 
 def _searched() -> Iterator[dict[str, Any]]:
     """Yield the namespaces of functions that others call, in which those that pad are kept out of tracing."""
-    from timm.layers import conv2d_same
+    if padding := sys.modules.get("timm.layers.conv2d_same"):
+        yield padding.__dict__
 
-    yield sys.modules[conv2d_same.__module__].__dict__
+
+def _leaf_functions() -> tuple[Callable[..., Any], ...]:
+    """Return the functions that timm keeps out of tracing, and those that look at shapes.
+
+    A library that was not imported has none: no model's forward can call them.
+    """
+    return _leaf_functions_of("timm.layers" in sys.modules, "torchvision.ops" in sys.modules)
 
 
 @cache
-def _leaf_functions() -> tuple[Callable[..., Any], ...]:
-    """Return the functions that timm keeps out of tracing, and those that look at shapes."""
-    from timm.layers import get_notrace_functions
-    from timm.layers.padding import pad_same
-    from torchvision.ops import deform_conv2d
+def _leaf_functions_of(timm: bool, torchvision: bool) -> tuple[Callable[..., Any], ...]:
+    found: list[Callable[..., Any]] = []
+    if timm:
+        from timm.layers import get_notrace_functions
+        from timm.layers.padding import pad_same
 
-    return (*(f for f in get_notrace_functions() if callable(f)), pad_same, deform_conv2d)
+        found += [*(f for f in get_notrace_functions() if callable(f)), pad_same]
+    if torchvision:
+        from torchvision.ops import deform_conv2d
+
+        found.append(deform_conv2d)
+    return tuple(found)
 
 
 def _reason(error: Exception) -> str:

@@ -30,7 +30,7 @@ ROWS = 24
 """A model with more sites than this is shown by groups."""
 
 UNROLLED_ROUNDING = 1e-4
-"""Recurrent layers that run step by step round otherwise than fused ones, and may change outputs this much."""
+"""Recurrent layers that run step by step round otherwise than fused ones: outputs may differ so much."""
 
 
 def _option(rule: str, key: str, value: Any) -> str:

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from pfa_convert import load_recipe, train
 
+pytestmark = pytest.mark.xdist_group("two processes")
+
 SCRIPT = """
 import json, sys, torch
 from torch import distributed as dist
