@@ -24,7 +24,8 @@ def test_an_example_is_short(name):
 
 
 ONE_BY_ONE = """
-import runpy, sys, traceback
+import os, runpy, sys, traceback
+sys.path.insert(0, os.path.dirname(sys.argv[1]))  # as for a script that is run alone
 for path in sys.argv[1:]:
     print("EXAMPLE", path, flush=True)
     try:
