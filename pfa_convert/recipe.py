@@ -29,6 +29,11 @@ class ModelSection(BaseModel):
     name: str = Field(description="resnet18, timm/resnet50, paper/mlp, package.module:factory")
     num_classes: int | None = Field(default=None, ge=1, description="outputs; the model's own by default")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys; null leaves out one that a recipe has inherited."""
+        return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
+
 
 class ConvertSection(_Section):
     """`convert:` which rule each site gets, as the arguments of `convert`."""

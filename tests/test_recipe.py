@@ -20,7 +20,7 @@ from pfa_convert.training.setup import make_optimizer
 def test_every_packaged_recipe_is_valid_and_its_conversion_possible(name):
     recipe = load_recipe(name)
     assert recipe.name == name
-    plain = build(recipe.model.name, recipe.model.num_classes, **(recipe.model.model_extra or {})).to("meta")
+    plain = build(recipe.model.name, recipe.model.num_classes, **recipe.model.options).to("meta")
     section = recipe.convert
     converted = convert(plain, section.rule, options=section.options, overrides=section.overrides)
     assert converted.conversion.counts() == {section.rule: len(converted.conversion.sites)}

@@ -21,7 +21,7 @@ def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
     """Return the recipe's converted model on the device; `seed` decides its weights and feedback weights."""
     torch.manual_seed(seed)
     section = recipe.model
-    plain = build(section.name, section.num_classes, **(section.model_extra or {}))
+    plain = build(section.name, section.num_classes, **section.options)
     feedback_seed = seed if recipe.convert.seed is None else recipe.convert.seed
     model = convert(
         plain,
