@@ -24,6 +24,10 @@ bench() {
 bench resnet20 paper/resnet20 --batch-size 128
 bench resnet18 resnet18 --batch-size 256
 bench resnet50 resnet50 --batch-size 64 --precision bf16 --channels-last
+bench vit-base timm/vit_base_patch16_224 --batch-size 64 --precision bf16 --option block_size=64
 
 # ResNet-18 at 128 pixels.
 pfa-convert reproduce imagenette-resnet18 --data "$data" --output "$output" --rules bp,pfa,pfa-o,kp,usf --jobs 2
+
+# The vision transformer with AdamW: eleven variants, three seeds, 30 epochs.
+pfa-convert reproduce cifar10-vit --data "$data" --output "$output" --jobs "${JOBS:-7}"

@@ -112,7 +112,7 @@ class ProductFeedbackAlignment(ProductRule):
         None,
         ge=1,
         description="most outputs that share a middle population, so that `G W` costs less; all of them by "
-        "default. The largest divisor of N_out up to this is taken; the path angle stays the same",
+        "default. The largest divisor of N_out up to this is taken; the path angle stays nearly the same",
     )
 
     def draw_B(self, layout: WeightLayout, draw: Draw) -> Tensor:
