@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pfa_convert.convert import revert
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.feedback.weight import FeedbackWeight, whole
 from pfa_convert.graph.report import ConversionReport
 from pfa_convert.graph.sites import feedback_path
 
@@ -39,7 +39,7 @@ def alignment(converted: nn.Module) -> dict[str, dict[str, float]]:
     result = {}
     with torch.random.fork_rng():
         for site in report_of(converted).sites:
-            W = converted.get_parameter(site.weight)
+            W = whole(converted.get_parameter(site.weight))
             feedback = feedback_of(converted, site.weight)
             if feedback is not None and not feedback.pathway.follows_weight:
                 continue

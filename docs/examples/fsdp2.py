@@ -1,27 +1,34 @@
-"""A converted model under FSDP2: torchrun --nproc-per-node 2 fsdp2.py"""
+"""A converted model under FSDP2, on scikit-learn's digits: torchrun --nproc-per-node 2 fsdp2.py"""
 
 import torch
-import torchvision
+from sklearn.datasets import load_digits
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
-from pfa_convert import convert
+from pfa_convert import alignment, convert, couple
+from pfa_convert.models import build
 
 distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+rank, world = distributed.get_rank(), distributed.get_world_size()
 torch.manual_seed(0)
-model = convert(torchvision.models.resnet18(num_classes=10), rule="pfa", options={"expansion": 2})
-for block in (model.layer1, model.layer2, model.layer3, model.layer4):
-    fully_shard(block)
+model = convert(build("paper/mlp", 10, in_features=64, hidden=[64, 64]), rule="pfa")
+for layer in model.modules():
+    if isinstance(layer, torch.nn.Linear):
+        fully_shard(layer)
 fully_shard(model)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.02)
+couple(model, optimizer)
 
-images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
-for step in range(4):
-    loss = functional.cross_entropy(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    if distributed.get_rank() == 0:
-        print(f"step {step}: loss {loss.item():.3f}")
+images, labels = (torch.as_tensor(array) for array in load_digits(return_X_y=True))
+for _ in range(8):
+    for batch in torch.randperm(len(images))[: len(images) // 64 * 64].split(64):
+        mine = batch[rank::world]
+        functional.cross_entropy(model(images[mine].float() / 16), labels[mine]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+accuracy = (model(images.float() / 16).argmax(1) == labels).float().mean()
+angles = {site: f"{value['angle_deg']:.1f} degrees" for site, value in alignment(model).items()}
+if rank == 0:
+    print(f"accuracy {accuracy:.3f}", angles)
 distributed.destroy_process_group()

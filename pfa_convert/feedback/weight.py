@@ -87,8 +87,8 @@ class FeedbackWeight(nn.Module):
 
     @torch.no_grad()
     def feedback_weight(self, W: Tensor) -> Tensor:
-        """Return the present `F`, of the shape of `W`."""
-        return self.pathway.feedback_weight(W, self.named_state())
+        """Return the present `F`, of the shape of `W`; of a sharded `W`, on all processes together."""
+        return self.pathway.feedback_weight(whole(W), self.named_state())
 
     @torch.no_grad()
     def collapse(self, W: Tensor) -> None:
@@ -155,6 +155,12 @@ NEVER_INITIALISED = (
     "the feedback state was converted on the meta device and never initialised, and the checkpoint has none: "
     "convert after to_empty and loading the weights"
 )
+
+
+def whole(W: Tensor) -> Tensor:
+    """Return a weight, gathered from all processes if it is sharded among them (FSDP2); all must call."""
+    gather = getattr(W, "full_tensor", None)
+    return W if gather is None else gather()
 
 
 def feedback_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, FeedbackWeight]]:

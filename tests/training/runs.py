@@ -51,7 +51,7 @@ def start(*arguments):
 
 
 def run_in_two_processes(script, *arguments):
-    """Run a script as torchrun does, on two processes of one machine."""
+    """Run a script as torchrun does, on two processes of one machine; return what the first one prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -60,14 +60,18 @@ def run_in_two_processes(script, *arguments):
         subprocess.Popen(
             [sys.executable, script, *map(str, arguments)],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in (0, 1)
     ]
+    printed = []
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+        printed.append(output)
+    return printed[0]
 
 
 def same_bytes(one, other):
