@@ -13,9 +13,8 @@ distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 rank, world = distributed.get_rank(), distributed.get_world_size()
 torch.manual_seed(0)
 model = convert(build("paper/mlp", 10, in_features=64, hidden=[64, 64]), rule="pfa")
-for layer in model.modules():
-    if isinstance(layer, torch.nn.Linear):
-        fully_shard(layer)
+for layer in [module for module in model.modules() if isinstance(module, torch.nn.Linear)]:
+    fully_shard(layer)
 fully_shard(model)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.02)
 couple(model, optimizer)
