@@ -28,7 +28,7 @@ def alignment(converted: nn.Module) -> dict[str, dict[str, float]]:
     Raises:
         UserError: if the model is not a converted one.
 
-    Example:
+    Examples:
         >>> from pfa_convert import convert
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>

@@ -76,7 +76,7 @@ def convert(
         UserError: for an unknown rule or option, an override that matches nothing, a model that is
             converted already as a whole or in part, or, if `strict`, weights that are left out.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> converted = convert(model, "pfa", overrides={"2": "bp"})
         >>> converted.conversion.counts()
@@ -222,7 +222,7 @@ def reinitialise(model: nn.Module, decisions: Iterable[Decision], how: str, seed
 def revert(converted: M, *, inplace: bool = False) -> M:
     """Return the ordinary model with the trained weights: the classes, forwards and keys of before.
 
-    Example:
+    Examples:
         >>> plain = revert(convert(nn.Sequential(nn.Linear(4, 3)), "fa"))
         >>> list(plain.state_dict())
         ['0.weight', '0.bias']
@@ -258,7 +258,7 @@ def _reset_classifier(self: Any, *args: Any, **kwargs: Any) -> None:
 def strip_feedback(converted: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of the plain model, given a converted model or its state dict.
 
-    Example:
+    Examples:
         >>> converted = convert(nn.Sequential(nn.Linear(4, 3)), "fa")
         >>> len(converted.state_dict()), list(strip_feedback(converted))
         (3, ['0.weight', '0.bias'])

@@ -201,7 +201,7 @@ def load_recipe(
     Raises:
         UserError: naming file, and every mistake with its key, reason and the nearest valid choice.
 
-    Example:
+    Examples:
         >>> recipe = load_recipe("digits-mlp-pfa", ["train.epochs=3"])
         >>> recipe.convert.rule, recipe.train.epochs
         ('pfa', 3)

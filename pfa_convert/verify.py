@@ -58,7 +58,7 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     outside PyTorch is not. It may be on any device; on `meta` no memory is needed, but code that asks for
     values does not run there.
 
-    Example:
+    Examples:
         >>> from pfa_convert import convert
         >>> account = verify(convert(nn.Sequential(nn.Linear(4, 3)), "fa"), torch.randn(2, 4))
         >>> account.balanced

@@ -129,7 +129,7 @@ def couple(
         UserError: if the model has no feedback weights, is coupled already, or the optimizer misses
             some of its parameters or has made steps; for a `forgetting` below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pfa_convert import convert
         >>> model = convert(nn.Sequential(nn.Linear(4, 3)), "pfa")
