@@ -19,7 +19,7 @@ from pfa_convert.reporting.console import console, print_benchmark
 from pfa_convert.reporting.progress import busy
 
 if TYPE_CHECKING:
-    from pfa_convert.training.bench import Settings, Variant
+    from pfa_convert.bench import Settings, Variant
 
 
 @click.command("bench")

@@ -48,9 +48,9 @@ class CoupledGroup:
             return
         old = torch.stack(moved)
         new = self.decay.advance(old, self.optimizer.param_groups[self.index])
-        skipped = getattr(self.optimizer, "found_inf", None)
+        skipped = self._skipped(old.device)
         if skipped is not None:
-            new = torch.where(skipped.to(old.device) > 0, old, new)
+            new = torch.where(skipped, old, new)
         torch._foreach_copy_(moved, list(new.unbind(0)))
 
     @torch.no_grad()
@@ -58,15 +58,20 @@ class CoupledGroup:
         """Move every plastic tensor `P` a part of the way to `A(W)`: the forgetting, as it is defined."""
         if self.forgetting is None:
             return
-        skipped = getattr(self.optimizer, "found_inf", None)
         for weight, feedback in ((c.weight, c.feedback) for c in self.literal if c.weight.grad is not None):
             pathway = feedback.pathway
             assert isinstance(pathway, PlasticPathway)
             P = feedback.get_parameter(pathway.plastic)
             share = torch.tensor(1 / self.forgetting, dtype=P.dtype, device=P.device)
+            skipped = self._skipped(P.device)
             if skipped is not None:
-                share = share * (skipped.to(P.device) == 0)
+                share = share * ~skipped
             P.lerp_(pathway.masked_change(weight.detach().to(P.dtype), feedback.named_state()), share)
+
+    def _skipped(self, device: torch.device) -> Tensor | None:
+        """Return whether a GradScaler had the step skipped; None where there is none."""
+        found_inf: Tensor | None = getattr(self.optimizer, "found_inf", None)
+        return None if found_inf is None else found_inf.to(device) > 0
 
     @torch.no_grad()
     def outlook(self, forgetting: Tensor) -> tuple[str, str]:
