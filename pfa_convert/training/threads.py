@@ -23,7 +23,8 @@ def suitable_threads(model: nn.Module, image_shape: tuple[int, ...], batch_size:
     if device.type != "cpu":
         return most
     was_training = model.training
-    with FlopCounterMode(display=False) as counter:
+    # A model that is to be compiled is counted as it was written: compiled code has no operations to count.
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         model.eval()(torch.zeros(1, *image_shape))
     model.train(was_training)
     return max(1, min(most, int(counter.get_total_flops() * batch_size / WORK_PER_THREAD)))

@@ -165,6 +165,8 @@ def test_a_run_tells_where_and_how_it_was_made(tmp_path, monkeypatch):
 
 
 def test_without_a_compiler_the_model_runs_uncompiled_and_one_line_says_so(tmp_path, monkeypatch, capfd):
+    import torch._inductor.config  # noqa: F401 (reads CXX once, and other tests need it)
+
     settings = ["train.epochs=1", "train.compile=true"]
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     watcher = ProgressWatcher(Console(width=200))
@@ -176,6 +178,20 @@ def test_without_a_compiler_the_model_runs_uncompiled_and_one_line_says_so(tmp_p
     assert [line.strip() for line in said] == [
         "no C++ compiler found (CXX names one): the model runs uncompiled"
     ]
+
+
+@pytest.mark.parametrize("threads", [None, 1])
+def test_a_compiled_run_ends_with_the_weights_of_one_that_is_not(tmp_path, threads):
+    settings = ["train.epochs=1", "train.gradient_angles=true", "data.batch_size=256"]
+    recipe = load_recipe("digits-mlp-pfa", [*settings, "train.compile=true"])
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    train(recipe, output=tmp_path / "compiled", threads=threads)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    train(load_recipe("digits-mlp-pfa", settings), output=tmp_path / "plain", threads=threads)
+    compiled, plain = (load_file(tmp_path / run / "last.safetensors") for run in ("compiled", "plain"))
+    for name, expected in plain.items():
+        torch.testing.assert_close(compiled[name], expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
