@@ -25,7 +25,7 @@ from pfa_convert.graph.rewrite import (
     unroll_recurrent,
 )
 from pfa_convert.graph.root import make_root, refuse_converted
-from pfa_convert.graph.sites import Site, Unconverted, feedback_path
+from pfa_convert.graph.sites import Site, Skipped, feedback_path
 from pfa_convert.graph.subclass import give_method
 from pfa_convert.graph.trace import is_weight
 from pfa_convert.rules.draw import Draw
@@ -74,7 +74,7 @@ def convert(
 
     Raises:
         UserError: for an unknown rule or option, an override that matches nothing, a model that is
-            converted already as a whole or in part, or, if `strict`, weights that are left out.
+            converted already as a whole or in part, or, if `strict`, weights that get no rule.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -97,7 +97,7 @@ def convert(
         shown = [] if example is None else look_at_example(converted, example, found)
     others = tuple(other_uses(converted, found))
     if strict:
-        refuse_left_out(found.unconverted.values(), others)
+        refuse_without_rule(found.skipped.values(), others)
     sites = list(found.sites.values())
     decisions = decide(converted, sites, rule, options, overrides)
     if reinit is not None:
@@ -122,7 +122,7 @@ def convert(
     if shown:
         settings["example"] = [to_plain(site) for site in shown]
     reports = tuple(_site_report(decision, added) for decision in decisions)
-    make_root(converted, ConversionReport(reports, tuple(found.unconverted.values()), seed, settings, others))
+    make_root(converted, ConversionReport(reports, tuple(found.skipped.values()), seed, settings, others))
     return converted
 
 
@@ -141,20 +141,20 @@ def look_at_example(
 
 def other_uses(model: nn.Module, found: Discovery) -> Iterator[OtherUse]:
     """Yield the Parameters of two or more dimensions that are neither sites nor skipped."""
-    named = found.applied() | found.unconverted.keys()
-    inside = tuple(f"{name}." for name in found.unconverted)
+    named = found.applied() | found.skipped.keys()
+    inside = tuple(f"{name}." for name in found.skipped)
     for name, parameter in model.named_parameters():
         if is_weight(parameter) and name not in named and not name.startswith(inside):
             yield OtherUse(name, tuple(parameter.shape), found.used.get(name, NOT_REACHED))
 
 
-def refuse_left_out(skipped: Iterable[Unconverted], others: Iterable[OtherUse]) -> None:
+def refuse_without_rule(skipped: Iterable[Skipped], others: Iterable[OtherUse]) -> None:
     """Raise UserError if a learned weight would get no rule."""
-    left = [f"{one.name} ({one.reason})" for one in skipped]
-    left += [f"{other.name} ({other.use})" for other in others if other.use == NOT_REACHED]
-    if left:
-        more = f", and {len(left) - 3} more" if len(left) > 3 else ""
-        raise UserError(f"strict: {len(left)} weights get no rule: {', '.join(left[:3])}{more}")
+    named = [f"{one.name} ({one.reason})" for one in skipped]
+    named += [f"{other.name} ({other.use})" for other in others if other.use == NOT_REACHED]
+    if named:
+        more = f", and {len(named) - 3} more" if len(named) > 3 else ""
+        raise UserError(f"strict: {len(named)} weights get no rule: {', '.join(named[:3])}{more}")
 
 
 def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) -> dict[str, int]:

@@ -144,10 +144,10 @@ class _Claims:
                 name = names.get(part.get_parameter(site.weight))
                 if name is not None:
                     self.rules[name] = site.rule
-            for left in report.skipped:
-                parameter = _parameter_called(part, left.name)
-                name = f"{path}.{left.name}".strip(".") if parameter is None else names.get(parameter, "")
-                self.skipped[name] = left.reason
+            for one in report.skipped:
+                parameter = _parameter_called(part, one.name)
+                name = f"{path}.{one.name}".strip(".") if parameter is None else names.get(parameter, "")
+                self.skipped[name] = one.reason
 
     def reason(self, name: str) -> str | None:
         """Return why a Parameter was skipped, itself or a module that holds it."""

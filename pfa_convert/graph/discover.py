@@ -21,7 +21,7 @@ from pfa_convert.graph.code import may_apply_weights, public_methods
 from pfa_convert.graph.flow import UNSUPPORTED, Applied, Used, flow
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
-from pfa_convert.graph.sites import Site, Unconverted, plain_class, site_name
+from pfa_convert.graph.sites import Site, Skipped, plain_class, site_name
 from pfa_convert.graph.standin import StandIn
 from pfa_convert.graph.trace import Call, Trace, call_of, call_with_everything, is_weight, trace_method
 
@@ -43,12 +43,12 @@ class Discovery:
     """What was found in a model.
 
     `sites` by weight and owner, first those that the walk did not reach, then the others in the order of
-    execution; `unconverted` with reasons, by name; `owners` by module name; `used` says what else is done
+    execution; `skipped` with reasons, by name; `owners` by module name; `used` says what else is done
     with a Parameter, by its name.
     """
 
     sites: dict[tuple[str, str], Site] = field(default_factory=dict)
-    unconverted: dict[str, Unconverted] = field(default_factory=dict)
+    skipped: dict[str, Skipped] = field(default_factory=dict)
     owners: dict[str, Owner] = field(default_factory=dict)
     used: dict[str, str] = field(default_factory=dict)
 
@@ -56,9 +56,9 @@ class Discovery:
         """Add a site, once."""
         self.sites.setdefault((site.weight, site.owner), site)
 
-    def leave(self, name: str, module: nn.Module, shape: tuple[int, ...], reason: str) -> None:
-        """Name a weight that is no site, with the reason; the first one counts."""
-        self.unconverted.setdefault(name, Unconverted(name, plain_class(module).__name__, shape, reason))
+    def skip(self, name: str, module: nn.Module, shape: tuple[int, ...], reason: str) -> None:
+        """Name a weight that gets no rule, with the reason; the first one counts."""
+        self.skipped.setdefault(name, Skipped(name, plain_class(module).__name__, shape, reason))
 
     def applied(self) -> set[str]:
         """Return the names of all weights that are sites."""
@@ -122,7 +122,7 @@ class _Walk:
             return
         self._reached.add(module)
         if isinstance(module, torch.jit.ScriptModule):
-            self._leave_all(module, SCRIPTED)
+            self._skip_all(module, SCRIPTED)
         elif isinstance(module, CONTAINERS):
             for child in module.children():
                 self._visit(child, training)
@@ -132,23 +132,23 @@ class _Walk:
                 self._visited.add((module, call))
                 self._visit_forward(module, call)
 
-    def _leave_all(self, module: nn.Module, reason: str) -> None:
+    def _skip_all(self, module: nn.Module, reason: str) -> None:
         """Name each weight of a module that cannot be looked into."""
         for path, tensor in module.named_parameters():
             if tensor.dim() >= 2:
-                self.found.leave(_join(self._names[module], path), module, tuple(tensor.shape), reason)
+                self.found.skip(_join(self._names[module], path), module, tuple(tensor.shape), reason)
 
     def _visit_layer(self, module: nn.Module, layer: Layer) -> None:
         name = self._names[module]
         if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-            self.found.leave(name, module, (), "lazily built: run one batch through the model, then convert")
+            self.found.skip(name, module, (), "lazily built: run one batch through the model, then convert")
             return
         for weight in layer.parameters(module):
             path = _join(name, weight)
             holder, _, parameter = weight.rpartition(".")
             tensor = module.get_submodule(holder)._parameters.get(parameter)
             if tensor is None:
-                self.found.leave(name, module, (), COMPUTED)
+                self.found.skip(name, module, (), COMPUTED)
             elif tensor.numel():
                 layout = layer.layout(module, tensor)
                 self.found.add(Site(site_name(path), layer.kind.__name__, path, name, layout))
@@ -190,7 +190,7 @@ class _Walk:
         weight = module.get_parameter(use.path)
         if isinstance(use, Used) and not (is_weight(weight) and use.inside is not None):
             if use.applies:
-                self.found.leave(path, module, tuple(weight.shape), UNSUPPORTED[use.use])
+                self.found.skip(path, module, tuple(weight.shape), UNSUPPORTED[use.use])
             else:
                 self.found.used.setdefault(path, use.use)
             return
@@ -210,7 +210,7 @@ class _Walk:
         """Return the names of the module's own weights of which no graph has said anything yet."""
         name = self._names[module]
         own = [_join(name, own) for own, p in module.named_parameters(recurse=False) if is_weight(p)]
-        known = self.found.applied() | self._known | self.found.used.keys() | self.found.unconverted.keys()
+        known = self.found.applied() | self._known | self.found.used.keys() | self.found.skipped.keys()
         return [path for path in own if path not in known]
 
     def _account(self, module: nn.Module) -> None:
@@ -232,7 +232,7 @@ class _Walk:
                 self.found.add(Site(site_name(path), plain_class(module).__name__, path, name, layout))
                 self.found.owner(name).weights.add(parameter)
             elif failure and may_apply_weights(user):
-                self.found.leave(path, user, shape, _helped(user, failure))
+                self.found.skip(path, user, shape, _helped(user, failure))
             else:
                 computes = isinstance(module, ParametrizationList)
                 self.found.used[path] = "computes a weight" if computes else NOT_REACHED
@@ -262,7 +262,7 @@ def _join(holder: str, name: str) -> str:
 
 
 def _helped(module: nn.Module, failure: str) -> str:
-    """Return why a weight is left, with what helps."""
+    """Return why a weight is skipped, with what helps."""
     kind = plain_class(module)
     if kind.__module__.startswith("torch.nn."):
         one = f"torch.nn.{kind.__name__} applies it inside one operation"

@@ -56,11 +56,11 @@ def discover_by_example(model: nn.Module, example: Example, found: Discovery) ->
     for name, use in recorder.used.items():
         if name in found.applied() or use in FUSED:
             continue
-        found.unconverted.pop(name, None)
+        found.skipped.pop(name, None)
         if use in UNSUPPORTED:
             holder, _, _ = name.rpartition(".")
             shape = tuple(model.get_parameter(name).shape)
-            found.leave(name, model.get_submodule(holder), shape, UNSUPPORTED[use])
+            found.skip(name, model.get_submodule(holder), shape, UNSUPPORTED[use])
         else:
             found.used[name] = use
     return sites
@@ -71,7 +71,7 @@ def add_sites(found: Discovery, sites: Iterable[Site]) -> None:
     for site in sites:
         found.add(site)
         found.owner(site.owner).weights.add(site.weight.removeprefix(f"{site.owner}." if site.owner else ""))
-        found.unconverted.pop(site.weight, None)
+        found.skipped.pop(site.weight, None)
         found.used.pop(site.weight, None)
 
 

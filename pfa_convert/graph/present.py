@@ -10,7 +10,7 @@ from torch import nn
 from pfa_convert.feedback.layers import layer_of
 from pfa_convert.feedback.weight import FeedbackWeight, present_parameter
 from pfa_convert.graph.report import ConversionReport, OtherUse, SiteReport
-from pfa_convert.graph.sites import Unconverted, feedback_path, plain_class, weight_path
+from pfa_convert.graph.sites import Skipped, feedback_path, plain_class, weight_path
 from pfa_convert.graph.trace import is_weight
 
 REPLACED = "replaced after the conversion: it has no feedback weight"
@@ -20,23 +20,20 @@ ADDED = "added after the conversion: it has no feedback weight"
 
 def present_report(model: nn.Module, decided: ConversionReport) -> ConversionReport:
     """Return a conversion's report with what the model's modules are now."""
-    found = [_present_site(model, site) for site in decided.sites]
-    sites = tuple(one for one in found if isinstance(one, SiteReport))
-    left = [one for one in found if isinstance(one, Unconverted)]
-    new = list(_added(model, decided))
-    skipped = [one for one in decided.skipped if _exists(model, one.name)]
+    found: list[SiteReport | Skipped | OtherUse | None] = []
+    found += [one for one in decided.skipped if _exists(model, one.name)]
+    found += [one for one in decided.others if _exists(model, one.name)]
+    found += [_present_site(model, site) for site in decided.sites]
+    found += _added(model, decided)
     return replace(
         decided,
-        sites=sites,
-        skipped=(*skipped, *dict.fromkeys(left), *(one for one in new if isinstance(one, Unconverted))),
-        others=(
-            *(other for other in decided.others if _exists(model, other.name)),
-            *(one for one in new if isinstance(one, OtherUse)),
-        ),
+        sites=tuple(one for one in found if isinstance(one, SiteReport)),
+        skipped=tuple(dict.fromkeys(one for one in found if isinstance(one, Skipped))),
+        others=tuple(one for one in found if isinstance(one, OtherUse)),
     )
 
 
-def _present_site(model: nn.Module, site: SiteReport) -> SiteReport | Unconverted | None:
+def _present_site(model: nn.Module, site: SiteReport) -> SiteReport | Skipped | None:
     """Return a site as it is now; why it is none any more; or None where its module is gone."""
     holder_name, attribute = feedback_path(site.weight)
     holder, owner = _module(model, holder_name), _module(model, site.owner)
@@ -46,10 +43,10 @@ def _present_site(model: nn.Module, site: SiteReport) -> SiteReport | Unconverte
     if not isinstance(feedback, FeedbackWeight):
         return _without_feedback(model, site)
     if not hasattr(type(owner), "plain_class"):
-        return _left(model, site, REPLACED)
+        return _skipped(model, site, REPLACED)
     parameter = present_parameter(holder, feedback)
     if parameter is None:
-        return _left(model, site, HOOKED)
+        return _skipped(model, site, HOOKED)
     weight = holder.get_parameter(parameter)
     return replace(
         site,
@@ -61,10 +58,10 @@ def _present_site(model: nn.Module, site: SiteReport) -> SiteReport | Unconverte
     )
 
 
-def _without_feedback(model: nn.Module, site: SiteReport) -> SiteReport | Unconverted | None:
+def _without_feedback(model: nn.Module, site: SiteReport) -> SiteReport | Skipped | None:
     """Return what became of a site beside which no feedback state lies: never any with `bp`, or lost."""
     if site.feedback_elements or site.strategy != "native":
-        return _left(model, site, REPLACED) if _exists(model, weight_path(site.weight)) else None
+        return _skipped(model, site, REPLACED) if _exists(model, weight_path(site.weight)) else None
     path = site.weight if _exists(model, site.weight) else weight_path(site.weight)
     holder, _, name = path.rpartition(".")
     weight = getattr(model.get_submodule(holder), name, None)
@@ -73,14 +70,14 @@ def _without_feedback(model: nn.Module, site: SiteReport) -> SiteReport | Unconv
     return replace(site, weight=path, weight_shape=tuple(weight.shape), frozen=not weight.requires_grad)
 
 
-def _left(model: nn.Module, site: SiteReport, reason: str) -> Unconverted:
+def _skipped(model: nn.Module, site: SiteReport, reason: str) -> Skipped:
     holder, _, name = weight_path(site.weight).rpartition(".")
     module = model.get_submodule(holder)
     shape = getattr(getattr(module, name, None), "shape", ())
-    return Unconverted(site.name, plain_class(module).__name__, tuple(shape), reason)
+    return Skipped(site.name, plain_class(module).__name__, tuple(shape), reason)
 
 
-def _added(model: nn.Module, decided: ConversionReport) -> Iterator[Unconverted | OtherUse]:
+def _added(model: nn.Module, decided: ConversionReport) -> Iterator[Skipped | OtherUse]:
     """Yield the weights that the conversion did not see."""
     names = [site.weight for site in decided.sites]
     names += [one.name for one in decided.skipped] + [other.name for other in decided.others]
@@ -95,7 +92,7 @@ def _added(model: nn.Module, decided: ConversionReport) -> Iterator[Unconverted 
                 continue
             known.add(name)
             if layer_of(holder) is not None:
-                yield Unconverted(name, plain_class(holder).__name__, tuple(parameter.shape), ADDED)
+                yield Skipped(name, plain_class(holder).__name__, tuple(parameter.shape), ADDED)
             else:
                 yield OtherUse(name, tuple(parameter.shape), "added after the conversion")
 

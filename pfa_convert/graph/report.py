@@ -1,4 +1,4 @@
-"""The report of a conversion: what happened to each site, and what was left alone and why."""
+"""The report of a conversion: what happened to each site, and what was skipped and why."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pfa_convert.graph.sites import Unconverted
+from pfa_convert.graph.sites import Skipped
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ConversionReport:
     """
 
     sites: tuple[SiteReport, ...]
-    skipped: tuple[Unconverted, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     others: tuple[OtherUse, ...] = ()
@@ -72,7 +72,7 @@ class ConversionReport:
         """Return the report as plain data for JSON."""
         return {
             "sites": [asdict(site) for site in self.sites],
-            "skipped": [asdict(skipped) for skipped in self.skipped],
+            "skipped": [asdict(one) for one in self.skipped],
             "others": [asdict(other) for other in self.others],
             "counts": self.counts(),
             "feedback_elements": self.feedback_elements,
@@ -80,13 +80,13 @@ class ConversionReport:
         }
 
     def __str__(self) -> str:
-        """Return one line for each site, then one for each place that was left alone."""
+        """Return one line for each site, then one for each skipped weight."""
         lines = [
             f"{site.name:<40} {site.kind:<16} {'x'.join(map(str, site.weight_shape)):<18} {site.rule}"
             + (" (frozen)" if site.frozen else "")
             for site in self.sites
         ]
-        lines += [f"{left.name:<40} {left.kind:<16} skipped: {left.reason}" for left in self.skipped]
+        lines += [f"{one.name:<40} {one.kind:<16} skipped: {one.reason}" for one in self.skipped]
         rules = ", ".join(f"{count} {rule}" for rule, count in self.counts().items()) or "none"
         lines.append(
             f"{len(self.sites)} sites ({rules}), {len(self.skipped)} skipped, "

@@ -1,4 +1,4 @@
-"""What is found in a model: the uses of learned weights, and the places that had to be left alone."""
+"""What is found in a model: sites, and what is skipped; and the names that both go by."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Unconverted:
-    """A learned weight that no site accounts for, or a module that could not be looked into."""
+class Skipped:
+    """A weight that a forward applies and that gets no rule, or a module that cannot be looked into."""
 
     name: str
     kind: str

@@ -82,8 +82,8 @@ def print_conversion(console: Console, summary: dict[str, Any], report: Conversi
     console.print(conversion_table(report))
     counts = ", ".join(f"{count} {rule}" for rule, count in report.counts().items())
     console.print(f"\n{len(report.sites)} sites converted ({counts}), {len(report.skipped)} skipped")
-    for left in report.skipped:
-        console.print(f"  skipped {left.name} ({left.kind}): {left.reason}")
+    for one in report.skipped:
+        console.print(f"  skipped {one.name} ({one.kind}): {one.reason}")
     console.print(f"{report.feedback_elements:,} feedback elements added")
     difference = summary["forward_max_difference"]
     if difference is None:
