@@ -165,10 +165,14 @@ def whole(W: Tensor) -> Tensor:
 
 def feedback_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, FeedbackWeight]]:
     """Yield name, weight and feedback state of each weight that has one, once for a shared one."""
+    seen: set[nn.Module] = set()
     for holder_name, holder in model.named_modules():
         for child in holder.children():
-            parameter = present_parameter(holder, child) if isinstance(child, FeedbackWeight) else None
-            if isinstance(child, FeedbackWeight) and parameter is not None:
+            if not isinstance(child, FeedbackWeight) or child in seen:
+                continue
+            parameter = present_parameter(holder, child)
+            if parameter is not None:
+                seen.add(child)
                 path = f"{holder_name}.{parameter}" if holder_name else parameter
                 yield path, holder.get_parameter(parameter), child
 

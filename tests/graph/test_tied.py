@@ -5,7 +5,7 @@ from harness import EXACT, error_below, feedback_of, relative_error
 from torch import nn
 from torch.nn import functional
 
-from pfa_convert import convert
+from pfa_convert import convert, couple, feedback_phase
 
 
 def test_a_weight_used_twice_keeps_one_feedback_state():
@@ -73,6 +73,24 @@ def test_the_gradients_of_a_weight_used_twice():
     grad_W = below.t() @ x + torch.ones(4, 3).double() @ hidden.relu()
     assert relative_error(model[0].weight.grad, grad_W) <= EXACT
     assert relative_error(feedback.R.grad, feedback.B[0].t() @ grad_W) <= EXACT
+
+
+def test_the_feedback_of_a_weight_used_twice_learns_once_in_a_phase():
+    model = convert(tied().double(), "sa", options={"rate": 0.25})
+    W, F = model[0].weight.detach(), feedback_of(model[2]).F.clone()
+    feedback_phase(model)
+    assert relative_error(feedback_of(model[2]).F, F + 0.25 * (W - F)) <= EXACT
+
+
+def test_the_feedback_of_a_weight_used_twice_forgets_once_in_a_step():
+    model = convert(tied().double(), "pfa", options={"expansion": 2, "strategy": "fused"})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    couple(model, optimizer, forgetting=4)
+    feedback = feedback_of(model[2])
+    R, wanted = feedback.R.detach().clone(), feedback.B[0].t() @ model[0].weight.detach()
+    model(torch.randn(3, 4, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    assert relative_error(feedback.R.detach(), R + (wanted - R) / 4) <= EXACT
 
 
 def test_a_module_called_twice_is_one_site():
