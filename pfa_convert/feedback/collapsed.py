@@ -54,6 +54,16 @@ class Collapsed(Pathway[State]):
             return T
         return torch.addcmul(T, state.K.to(T.dtype), state.forgetting[S].to(T.dtype))
 
+    @torch.no_grad()
+    def with_norm_of(self, W: Tensor, state: Any) -> Any:
+        """Return a first state with `K` such that `F` is scaled to `|F| = |W|`; as it is where one is 0."""
+        scale = ratio_of_norms(W, self.feedback_weight(W, state))
+        return state._replace(K=scale * state.K + (scale - 1) * self.beside_start(W, state))
+
+    def beside_start(self, W: Tensor, state: State) -> Tensor:
+        """Return what `s K` is added to."""
+        return self.transport(W, state)
+
     def forget(self, state: Any) -> tuple[Collapsed[State], State]:
         """Return the pathway without `K`, and its state."""
         return replace(self, forgotten=True), state._replace(K=state.K.new_empty(0))
@@ -108,12 +118,9 @@ class GramPathway(Collapsed[GramState]):
         unmixed = torch.linalg.solve(G.double(), self.layout.to_blocks(F.double(), len(G)))
         return GramState(forgetting, self.layout.from_blocks(unmixed).to(W.dtype) - W, G)
 
-    @torch.no_grad()
-    def with_norm_of(self, W: Tensor, state: GramState) -> GramState:
-        """Return the state with `K` such that `F` is scaled to `|F| = |W|`; as it is where either is zero."""
-        scale = ratio_of_norms(W, self.feedback_weight(W, state))
-        base = W if self.divided else self.transport(W, state)
-        return state._replace(K=scale * state.K + (scale - 1) * base)
+    def beside_start(self, W: Tensor, state: GramState) -> Tensor:
+        """Return `W`, or `G W`."""
+        return W if self.divided else self.transport(W, state)
 
     def backward(
         self,

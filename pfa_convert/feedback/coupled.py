@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,26 +29,32 @@ class Coupled:
 
 @dataclass(frozen=True)
 class CoupledGroup:
-    """The coupled weights of a parameter group, and how its optimizer lets them decay.
+    """A parameter group of an optimizer, how it lets its weights decay, and those of them that are coupled.
 
-    `literal` are those whose plastic tensor is a Parameter; `forgetting` is as in `couple`.
+    `collapsed` are in closed form; of the `literal` ones the plastic tensor is a Parameter. `forgetting` is
+    as in `couple`.
     """
 
     optimizer: Optimizer
     index: int
     decay: Decay
-    members: tuple[Coupled, ...]
-    literal: tuple[Coupled, ...] = ()
     forgetting: float | None = None
+    collapsed: list[Coupled] = field(default_factory=list)
+    literal: list[Coupled] = field(default_factory=list)
+
+    @property
+    def present(self) -> dict[str, Any]:
+        """The group as the optimizer has it now."""
+        return self.optimizer.param_groups[self.index]
 
     @torch.no_grad()
     def advance(self) -> None:
         """Make the optimizer's step on `s`, for the weights that have a gradient."""
-        moved = [c.feedback.get_buffer("forgetting") for c in self.members if c.weight.grad is not None]
+        moved = [c.feedback.get_buffer("forgetting") for c in self.collapsed if c.weight.grad is not None]
         if not moved:
             return
         old = torch.stack(moved)
-        new = self.decay.advance(old, self.optimizer.param_groups[self.index])
+        new = self.decay.advance(old, self.present)
         skipped = self._skipped(old.device)
         if skipped is not None:
             new = torch.where(skipped, old, new)
@@ -79,12 +86,11 @@ class CoupledGroup:
 
         The rate is that of a step after `SETTLED` further ones, when a momentum has found its speed.
         """
-        present = self.optimizer.param_groups[self.index]
         s, ahead = float(forgetting[S]), forgetting.clone().unsqueeze(0)
         if s <= LITTLE:
             return f"{s:.1%}", "0"
         for step in range(1, SETTLED + 1):
-            before, ahead = float(ahead[0, S]), self.decay.advance(ahead, present)
+            before, ahead = float(ahead[0, S]), self.decay.advance(ahead, self.present)
             if (after := float(ahead[0, S])) <= LITTLE:
                 return f"{s:.1%}", str(step)
         if not 0 < after < before:

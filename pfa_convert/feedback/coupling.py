@@ -53,7 +53,7 @@ class Coupling:
         left = {
             id(coupled.weight): (coupled.feedback, group)
             for group in self._groups
-            for coupled in group.members
+            for coupled in group.collapsed
         }
         rows = [("weight", "left", "steps to 1 %", "strategy")]
         for name, weight in self._weights.items():
@@ -81,7 +81,7 @@ class Coupling:
             coupled.feedback.forget()
 
     def _members(self) -> Iterable[Coupled]:
-        return (coupled for group in self._groups for coupled in group.members)
+        return (coupled for group in self._groups for coupled in group.collapsed)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for group in self._groups:
@@ -145,50 +145,40 @@ def couple(
         raise UserError("nothing to couple: the model has no feedback weights; convert it first")
     if any(feedback.coupled for _, _, feedback in found):
         raise UserError("the model is coupled to an optimizer already")
-    owners = {
-        parameter: (owner, index)
+    groups = [
+        CoupledGroup(owner, index, _decay(owner, group, forgetting), forgetting)
         for owner in optimizers
         for index, group in enumerate(owner.param_groups)
-        for parameter in group["params"]
-    }
+    ]
+    group_of = {parameter: group for group in groups for parameter in group.present["params"]}
     for name, weight, feedback in found:
-        _refuse_incomplete(name, weight, feedback, owners)
+        _refuse_incomplete(name, weight, feedback, group_of)
     choices: dict[str, Choice] = {}
-    members: dict[tuple[Optimizer, int], list[Coupled]] = {}
-    literal: dict[tuple[Optimizer, int], list[Coupled]] = {}
     for name, weight, feedback in found:
         if collapse and isinstance(feedback.pathway, PlasticPathway):
             _collapse(weight, feedback, optimizers)
-        choices[name] = feedback.choice
-        if isinstance(feedback.pathway, Collapsed):
-            if weight in owners:
-                owner, index = owners[weight]
-                reason = _decay(owner, index, forgetting).reason
-                choices[name] = replace(feedback.choice, reason=reason)
-                members.setdefault((owner, index), []).append(Coupled(weight, feedback))
-                _tie(feedback, owner)
-        elif isinstance(feedback.pathway, PlasticPathway):
-            if weight in owners:
-                literal.setdefault(owners[weight], []).append(Coupled(weight, feedback))
-        elif not feedback.pathway.plastic:
-            choices[name] = Choice(Strategy.FIXED, "the rule has no plastic state")
-    groups = [
-        CoupledGroup(
-            owner,
-            index,
-            _decay(owner, index, forgetting),
-            tuple(members.get((owner, index), ())),
-            tuple(literal.get((owner, index), ())),
-            forgetting,
-        )
-        for owner, index in dict.fromkeys([*members, *literal])
-    ]
+        choices[name] = _follow(weight, feedback, group_of.get(weight))
     return Coupling({name: weight for name, weight, _ in found}, choices, groups, optimizers)
 
 
-def _decay(optimizer: Optimizer, index: int, forgetting: float | None) -> Decay:
-    decay = decay_of(optimizer, optimizer.param_groups[index])
+def _decay(optimizer: Optimizer, group: dict[str, Any], forgetting: float | None) -> Decay:
+    decay = decay_of(optimizer, group)
     return decay if forgetting is None else decay.with_forgetting(forgetting)
+
+
+def _follow(weight: nn.Parameter, feedback: FeedbackWeight, group: CoupledGroup | None) -> Choice:
+    """Have a weight's feedback follow the group that the weight is in, if it is plastic; say how, and why."""
+    if isinstance(feedback.pathway, Collapsed):
+        if group is None:  # the weight does not learn
+            return feedback.choice
+        group.collapsed.append(Coupled(weight, feedback))
+        _tie(feedback, group.optimizer)
+        return replace(feedback.choice, reason=group.decay.reason)
+    if isinstance(feedback.pathway, PlasticPathway) and group is not None:
+        group.literal.append(Coupled(weight, feedback))
+    if not feedback.pathway.plastic:
+        return Choice(Strategy.FIXED, "the rule has no plastic state")
+    return feedback.choice
 
 
 def _tie(feedback: FeedbackWeight, optimizer: Optimizer) -> None:
@@ -199,15 +189,15 @@ def _tie(feedback: FeedbackWeight, optimizer: Optimizer) -> None:
 
 
 def _refuse_incomplete(
-    name: str, weight: Tensor, feedback: FeedbackWeight, owners: dict[Any, tuple[Optimizer, int]]
+    name: str, weight: Tensor, feedback: FeedbackWeight, group_of: dict[Any, CoupledGroup]
 ) -> None:
     for parameter, label in [(weight, name), *((p, f"{name}: {n}") for n, p in feedback.named_parameters())]:
-        if parameter.requires_grad and parameter not in owners:
+        if parameter.requires_grad and parameter not in group_of:
             raise UserError(
                 f"the optimizer misses the parameter {label}; give it all of model.parameters() after convert"
             )
     plastic = isinstance(feedback.pathway, (Collapsed, PlasticPathway))
-    if plastic and feedback.as_drawn and weight in owners and owners[weight][0].state.get(weight):
+    if plastic and feedback.as_drawn and weight in group_of and group_of[weight].optimizer.state.get(weight):
         raise UserError("the optimizer has made steps already; couple before the first one")
 
 

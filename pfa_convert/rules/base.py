@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from pfa_convert.errors import UserError
+from pfa_convert.feedback.collapsed import Collapsed
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.pathway import NoState, Pathway
 from pfa_convert.feedback.plastic import PlasticPathway
@@ -87,9 +88,14 @@ class PlasticRule(Rule):
 
     def start(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
         """Return the plastic pathway, or its closed form, with the first state."""
+        pathway, state = self.drawn(layout, W, draw)
+        return pathway, pathway.with_norm_of(W, state) if self.start_norm == "weight" else state
+
+    def drawn(
+        self, layout: WeightLayout, W: Tensor, draw: Draw
+    ) -> tuple[PlasticPathway[Any] | Collapsed[Any], Any]:
+        """Return the same with the norm of Xavier's initialiser."""
         pathway, state = self.pathway(layout), self.initial_state(layout, draw)
-        if self.start_norm == "weight":
-            state = pathway.with_norm_of(W, state)
         if self.choice.strategy is Strategy.COLLAPSED:
             return pathway.closed_form(W, state)
         return pathway, state

@@ -58,17 +58,20 @@ class ProductRule(SparseRule, PlasticRule):
         return ProductState(B * draw.mask(tuple(B.shape), self.feedback_density), R * mask, mask)
 
     def start(self, layout: WeightLayout, W: Tensor, draw: Draw) -> tuple[Pathway[Any], Any]:
+        """Return pathway and state, aligned with `W` if that is asked for."""
+        pathway, state = super().start(layout, W, draw)
+        return pathway, _aligned(pathway, W, state) if self.aligned else state
+
+    def drawn(
+        self, layout: WeightLayout, W: Tensor, draw: Draw
+    ) -> tuple[PlasticPathway[Any] | Collapsed[Any], Any]:
         """Return pathway and state; a dense closed form with normal entries is drawn directly."""
         collapsed = self.choice.strategy is Strategy.COLLAPSED
-        direct = None
         if collapsed and self.law == "normal" and self.feedback_density == 1:
             direct = self.draw_closed_form(layout, W, draw)
-        if direct is None:
-            pathway, state = super().start(layout, W, draw)
-        else:
-            pathway, state = direct
-            state = pathway.with_norm_of(W, state) if self.start_norm == "weight" else state
-        return pathway, _aligned(pathway, W, state) if self.aligned else state
+            if direct is not None:
+                return direct
+        return super().drawn(layout, W, draw)
 
     def draw_closed_form(
         self, layout: WeightLayout, W: Tensor, draw: Draw
