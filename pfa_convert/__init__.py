@@ -15,6 +15,7 @@ from pfa_convert.errors import UserError
 
 if TYPE_CHECKING:
     from pfa_convert.alignment import alignment, gradient_angles
+    from pfa_convert.audit.verify import Account, uses, verify
     from pfa_convert.convert import convert, revert, strip_feedback
     from pfa_convert.data import DATASETS
     from pfa_convert.feedback.coupling import couple
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pfa_convert.rules import RULES, Rule
     from pfa_convert.saving import load, save
     from pfa_convert.training import train
-    from pfa_convert.verify import Account, uses, verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
 
 _MODULES = {
     "alignment": ("alignment", "gradient_angles"),
+    "audit.verify": ("Account", "uses", "verify"),
     "convert": ("convert", "revert", "strip_feedback"),
     "data": ("DATASETS",),
     "feedback.coupling": ("couple",),
@@ -73,7 +74,6 @@ _MODULES = {
     "rules": ("RULES", "Rule"),
     "saving": ("load", "save"),
     "training": ("train",),
-    "verify": ("Account", "uses", "verify"),
 }
 """Where each public name is defined."""
 

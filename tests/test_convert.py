@@ -12,8 +12,8 @@ from harness import EXACT, relative_error
 from safetensors.torch import load_file, save_file
 
 from pfa_convert import UserError, convert, load, revert, save, strip_feedback
+from pfa_convert.comparison import forward_difference
 from pfa_convert.models import build
-from pfa_convert.verify import forward_difference
 
 
 def beit():

@@ -10,7 +10,7 @@ from harness import relative_error
 from torch import nn
 
 from pfa_convert import UserError, convert, couple, revert
-from pfa_convert.verify import forward_difference
+from pfa_convert.comparison import forward_difference
 
 
 @pytest.fixture(params=["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pfa_convert import convert, uses, verify
-from pfa_convert.verify import verify_both_modes
+from pfa_convert.audit.verify import verify_both_modes
 
 
 def P(*shape):

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from pfa_convert.comparison import forward_difference
 from pfa_convert.convert import convert, revert
 from pfa_convert.errors import one_line
 from pfa_convert.files import read_header
 from pfa_convert.models import ResolvedModel, build, example
 from pfa_convert.recipe import load_recipe
 from pfa_convert.saving import load
-from pfa_convert.verify import forward_difference
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pfa_convert.alignment import report_of
+from pfa_convert.comparison import forward_difference
 from pfa_convert.convert import convert, revert
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.layers import Layer, layer_of
 from pfa_convert.feedback.weight import feedback_weights
 from pfa_convert.testing.literal import EXACT, relative_error
-from pfa_convert.verify import forward_difference
 
 Reference = Callable[..., Any]
 """`reference(layer, F, *inputs)`: the output by explicit formulas, with `F` by weight name."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pfa_convert.audit.account import NO_LINEAR_MAP, NOT_REACHED, SITE, SKIPPED, UNACCOUNTED, Account
+from pfa_convert.audit.verify import verify_both_modes
 from pfa_convert.convert import convert
 from pfa_convert.models import build, example
-from pfa_convert.verify import verify_both_modes
 from pfa_convert.zoo.sweep import kind_and_text, time_limit
 
 LARGEST_IN_MEMORY = 400e6

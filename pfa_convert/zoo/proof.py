@@ -25,10 +25,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pfa_convert.alignment import feedback_of, report_of
 from pfa_convert.audit.account import SITE, SKIPPED
+from pfa_convert.audit.verify import verify_both_modes
 from pfa_convert.comparison import largest_difference, run_once, undisturbed
 from pfa_convert.convert import convert, revert
 from pfa_convert.models import build, example
-from pfa_convert.verify import verify_both_modes
 from pfa_convert.zoo.coverage import build_on_meta
 from pfa_convert.zoo.errors import ErrorsBelow
 from pfa_convert.zoo.sweep import kind_and_text, time_limit

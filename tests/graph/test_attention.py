@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from pfa_convert import convert
-from pfa_convert.verify import forward_difference
+from pfa_convert.comparison import forward_difference
 
 ATTENTIONS = [
     ({}, "self"),

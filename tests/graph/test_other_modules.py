@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from pfa_convert import UserError, alignment, convert, revert
-from pfa_convert.verify import forward_difference
+from pfa_convert.comparison import forward_difference
 
 
 class Mixed(nn.Module):

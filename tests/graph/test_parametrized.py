@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 from torch.nn.utils.parametrize import register_parametrization
 
 from pfa_convert import convert, couple, revert, strip_feedback
-from pfa_convert.verify import forward_difference
+from pfa_convert.comparison import forward_difference
 
 
 class Halve(nn.Module):

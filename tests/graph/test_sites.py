@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from pfa_convert import convert, revert
-from pfa_convert.verify import forward_difference
+from pfa_convert.comparison import forward_difference
 
 
 class OwnLinear(nn.Module):

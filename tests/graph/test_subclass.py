@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from pfa_convert import convert, revert
-from pfa_convert.verify import forward_difference
+from pfa_convert.comparison import forward_difference
 
 
 class ByMode(nn.Linear):

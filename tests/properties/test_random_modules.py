@@ -14,10 +14,10 @@ from steps import CONTEXTS, STATEMENTS, STEPS
 
 from pfa_convert import convert, revert
 from pfa_convert.alignment import feedback_of
+from pfa_convert.audit.verify import verify
 from pfa_convert.feedback import products
 from pfa_convert.feedback.pathway import FeedbackPass
 from pfa_convert.rules.fixed import FixedPathway
-from pfa_convert.verify import verify
 
 EXACT = 1e-10
 """In float64, of the largest gradient: a dozen steps, each of sums of a few dozen products."""

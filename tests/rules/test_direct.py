@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pfa_convert import UserError, convert, load, revert, save
+from pfa_convert.comparison import forward_difference
 from pfa_convert.models import build
-from pfa_convert.verify import forward_difference
 
 
 def perceptron():

@@ -13,19 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from pfa_convert.audit.account import Account, draw_up
 from pfa_convert.audit.observer import Observer, Use
-from pfa_convert.comparison import forward_difference, largest_difference, run_once, undisturbed
 from pfa_convert.feedback.weight import FeedbackWeight
-
-__all__ = [
-    "Account",
-    "Use",
-    "forward_difference",
-    "largest_difference",
-    "run_once",
-    "undisturbed",
-    "uses",
-    "verify",
-]
 
 
 def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
