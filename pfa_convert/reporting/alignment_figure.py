@@ -9,7 +9,16 @@ from typing import Any
 from pfa_convert.reporting.accuracy_figure import titles_of
 from pfa_convert.reporting.figures import pyplot_without_display
 from pfa_convert.reporting.results import Variant
-from pfa_convert.reporting.style import MOST_NAMED, RIGHT_ANGLE, angle_axis, layer_colours, name_some
+from pfa_convert.reporting.style import (
+    ANGLES,
+    MOST_NAMED,
+    RIGHT_ANGLE,
+    SPREAD,
+    angle_axis,
+    band_handle,
+    layer_colours,
+    name_some,
+)
 
 ANGLE, RATIO = "angle_deg", "norm_ratio"
 PUBLISHED = {ANGLE: "final_alignment_deg_by_layer", RATIO: "final_norm_ratio_by_layer"}
@@ -92,7 +101,6 @@ def _draw_layers(panel: Any, variant: Variant, key: str, first: int, curves: Cur
 def _legend(figure: Any, variants: Mapping[str, Variant]) -> None:
     """Name the layers, and what crosses and bands stand for where there are any."""
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     sites = list(next(iter(variants.values())).runs[0].by_site(ANGLE))
     colours = layer_colours(len(sites))
@@ -104,8 +112,8 @@ def _legend(figure: Any, variants: Mapping[str, Variant]) -> None:
         handles.append(Line2D([], [], color="gray", marker="x", linestyle="none"))
         names.append("the paper's seed 0, at the end")
     if any(len(variant.runs) > 1 for variant in variants.values()):
-        handles.append(Patch(color="gray", alpha=0.25, linewidth=0))
-        names.append("± 1 standard deviation over the seeds")
+        handles.append(band_handle())
+        names.append(SPREAD)
     columns = min(len(names), max(2, len(variants)))
     figure.legend(handles, names, frameon=False, fontsize=8, ncols=columns, loc="outside lower center")
 
@@ -117,12 +125,12 @@ def _heat_maps(variants: Mapping[str, Variant]) -> Any:
     away = max([1.0, *(abs(math.log2(v)) for _, rows in ratios for row in rows for v in row if v > 0)])
     for column, variant in enumerate(variants.values()):
         first, means = _means(variant, ANGLE)
-        shown = _draw_map(axes[0][column], first, means, cmap="viridis", vmin=0, vmax=RIGHT_ANGLE)
+        shown = _draw_map(axes[0][column], first, means, cmap=ANGLES, vmin=0, vmax=RIGHT_ANGLE)
         first, means = ratios[column]
         powers = [[math.log2(value) if value > 0 else -away for value in row] for row in means]
         compared = _draw_map(axes[1][column], first, powers, cmap="PuOr_r", vmin=-away, vmax=away)
     for row in (0, 1):
-        axes[row][0].set_yticks(*name_some(sites, 12), fontsize=7)
+        axes[row][0].set_yticks(*name_some(sites, 32), fontsize=7)
         axes[row][0].set_ylabel("layer, input at the top")
     bar = figure.colorbar(shown, ax=list(axes[0]), label=LABELS[ANGLE], extend="max", pad=0.01)
     bar.set_ticks(range(0, 91, 30))

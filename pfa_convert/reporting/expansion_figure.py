@@ -12,7 +12,7 @@ import torch
 
 from pfa_convert.expansion import Draws, marchenko_pastur, marchenko_pastur_edges
 from pfa_convert.reporting.figures import pyplot_without_display, write
-from pfa_convert.reporting.style import angle_axis, colour_of, marker_of
+from pfa_convert.reporting.style import EXPANSION_LABEL, angle_axis, colour_of, marker_of
 
 
 def expansion_draws_figure(found: Sequence[Draws], title: str, path: Path) -> None:
@@ -39,7 +39,7 @@ def expansion_draws_figure(found: Sequence[Draws], title: str, path: Path) -> No
     line = torch.logspace(math.log10(min(expansions)), math.log10(max(expansions)), 200).tolist()
     expected = [math.degrees(math.atan(1 / math.sqrt(e))) for e in line]
     angles.plot(line, expected, "--", color="0.4", linewidth=0.9, label="atan(1/sqrt(expansion))")
-    angles.set(xlabel="expansion N_mid / N_out", ylabel="path angle of $B B^T W$ to $W$ (degrees)")
+    angles.set(xlabel=EXPANSION_LABEL, ylabel="path angle of $B B^T W$ to $W$ (degrees)")
     angles.set(xscale="log")
     angle_axis(angles, [angle for draws in found for angle in draws.angles_deg])
     angles.set_xticks(expansions, [f"{e:g}" for e in expansions])

@@ -33,7 +33,7 @@ def inspection_figure(found: Mapping[str, SiteInspection], title: str, path: Pat
     panels = {label: column for label, column in _columns(found).items() if not all(map(math.isnan, column))}
     spectra = {name: site.eigenvalues for name, site in found.items() if site.eigenvalues}
     count = len(panels) + bool(spectra)
-    width = min(WIDEST, max(2.3, 1.1 + 0.18 * len(found)))
+    width = min(WIDEST, max(2.6, 1.1 + 0.18 * len(found)))
     rows = math.ceil(count / max(1, int(WIDEST / width)))
     size = (rows, math.ceil(count / rows))
     pyplot = pyplot_without_display()
@@ -56,12 +56,12 @@ def _columns(found: Mapping[str, SiteInspection]) -> dict[str, list[float]]:
     sites = found.values()
     return {
         "path angle (degrees)": [site.angle_deg for site in sites],
-        "gradient angle to BP (degrees)": [site.gradient_angle_deg for site in sites],
+        "gradient angle (degrees)": [site.gradient_angle_deg for site in sites],
         "norm ratio |F| / |W|": [site.norm_ratio for site in sites],
         "share of the start left in F": [site.share_of_start for site in sites],
         "correlation of F with W": [site.correlation for site in sites],
-        "reciprocal connections (share)": [site.reciprocal for site in sites],
-        "closest forward neuron (|correlation|)": [site.closest for site in sites],
+        "share of reciprocal connections": [site.reciprocal for site in sites],
+        "correlation, closest neuron": [site.closest for site in sites],
     }
 
 
@@ -74,8 +74,9 @@ def _draw_sites(panel: Any, label: str, column: Sequence[float], found: Mapping[
     if "degrees" in label:
         angle_axis(panel, column)
     else:
+        # From 0 to 1 as angles from 0 to 90, that pictures of two rules can be laid side by side.
         finite = [value for value in column if not math.isnan(value)]
-        panel.set_ylim(min(0, 1.1 * min(finite)), 1.1 * max(finite) or 1)
+        panel.set_ylim(min(0, 1.1 * min(finite)), max(1.05, 1.1 * max(finite)))
     narrow = all(len(name) <= 3 for name in found)
     panel.set_xticks(*name_some(list(found), 60), rotation=0 if narrow else 90, fontsize=8 if narrow else 7)
     panel.grid(axis="y", color="0.92")

@@ -9,25 +9,27 @@ from typing import Any
 
 from pfa_convert.reporting.figures import pyplot_without_display
 from pfa_convert.reporting.results import Variant, mean_and_std
-from pfa_convert.reporting.style import angle_axis, colour_of, marker_of, shades_of
+from pfa_convert.reporting.style import EXPANSION_LABEL, SPREAD, angle_axis, colour_of, marker_of, shades_of
 
 
 def density_figure(points: Mapping[str, Mapping[float, Variant]], bp: Variant | None = None) -> Any:
     """Draw the best accuracy by density, a line for each rule, and backpropagation's as a band."""
     figure, panel = pyplot_without_display().subplots(figsize=(6, 4.2), layout="constrained")
+    several = False
     for label, by_density in points.items():
         curve = [_best(variant) for variant in by_density.values()]
         spread = [std for _, std in curve] if any(std for _, std in curve) else None
+        several = several or spread is not None
         means = [mean for mean, _ in curve]
         panel.errorbar(list(by_density), means, spread, capsize=3, label=label, **_look(by_density))
     if bp is not None:
         mean, std = _best(bp)
         panel.axhspan(mean - std, mean + std, color=colour_of("bp"), alpha=0.15, linewidth=0)
-        spread_said = ", ± 1 standard deviation" if std else ""
-        panel.axhline(mean, color=colour_of("bp"), linewidth=0.9, label=f"bp{spread_said}")
+        several = several or std > 0
+        panel.axhline(mean, color=colour_of("bp"), linewidth=0.9, label="bp")
     _log_axis(panel, points, "density of the feedback connections")
     panel.set(ylabel="best top-1 accuracy (%)")
-    panel.legend(frameon=False, fontsize=9)
+    panel.legend(frameon=False, fontsize=9, title=f"mean {SPREAD}" if several else None)
     return figure
 
 
@@ -52,7 +54,7 @@ def expansion_figure(points: Mapping[str, Mapping[float, Variant]]) -> Any:
     expansions = sorted({e for by_expansion in points.values() for e in by_expansion})
     expected = [math.degrees(math.atan(1 / math.sqrt(e))) for e in expansions]
     panel.plot(expansions, expected, "--", color="0.4", linewidth=0.9, label="expected of a random B")
-    _log_axis(panel, points, "expansion N_mid / N_out")
+    _log_axis(panel, points, EXPANSION_LABEL)
     panel.set(ylabel="final path angle (degrees)")
     angle_axis(panel, drawn)
     panel.legend(frameon=False, fontsize=9)
@@ -75,7 +77,7 @@ def forgetting_figure(points: Mapping[str, Mapping[float, Variant]]) -> Any:
         accuracies.plot(list(by_strength), finals, **look)
         drawn += means
     for panel in (angles, accuracies):
-        _log_axis(panel, points, "weight decay at first")
+        _log_axis(panel, points, "first weight decay")
     angles.set(ylabel="final path angle (degrees)")
     angle_axis(angles, drawn)
     accuracies.set(ylabel="top-1 accuracy (%)")

@@ -18,7 +18,7 @@ COLOURS = {
     "brsf": "#803000",
     "frsf": "#882255",
     "wm": "#332288",
-    "ia": "#3300CC",
+    "ia": "#8C1AFF",
     "sa": "#117733",
 }
 """A colour for each rule, the first seven Okabe and Ito's; apart for colour-blind eyes as well."""
@@ -28,6 +28,16 @@ OTHERS = ("#6E6E6E", "#8C6D00", "#5D3A9B", "#004D40")
 
 MARKERS = "osD^vPX<>p*h"
 """Markers in the order of `COLOURS`, for those who see no colours at all."""
+
+DASHES = ("-", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+"""Lines for variants of one rule beside other rules; even dashes are the paper's."""
+
+ANGLES = "viridis_r"
+"""The colour map of angles from 0 to 90: bright where the error is aligned."""
+
+SPREAD = "± 1 standard deviation"
+
+EXPANSION_LABEL = r"expansion: middle neurons per output, $N_\mathrm{mid} / N_\mathrm{out}$"
 
 MOST_NAMED = 6
 """More layers than this get a colour bar, or a heat map, instead of a legend."""
@@ -60,6 +70,13 @@ def layer_colours(count: int) -> list[Any]:
     return [colormaps["viridis"](0.9 * index / max(1, count - 1)) for index in range(count)]
 
 
+def band_handle() -> Any:
+    """Return what stands for a band of one standard deviation in a legend."""
+    from matplotlib.patches import Patch
+
+    return Patch(color="gray", alpha=0.25, linewidth=0)
+
+
 def angle_axis(axis: Any, angles: Iterable[float]) -> None:
     """Give a y axis the range of angles, 0 to 90 degrees; only an obtuse angle makes it longer."""
     largest = max((angle for angle in angles if not math.isnan(angle)), default=0.0)
@@ -83,7 +100,15 @@ def in_words(names: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, st
         differing = [key for key in keys if len({str(others.get(key)) for others in alike}) > 1]
         said = [_option(key, options[key]) for key in differing if key in options]
         titles[label] = ", ".join(said if one_rule and said else [rule, *said])
-    return titles if len(set(titles.values())) == len(titles) else {label: label for label in names}
+    if len(set(titles.values())) == len(titles):
+        return titles
+    return {label: _label_in_words(label, rule) for label, (rule, _) in names.items()}
+
+
+def _label_in_words(label: str, rule: str) -> str:
+    """Return `pfa, decay` for `pfa-decay`, where options do not say what differs."""
+    rest = label.removeprefix(f"{rule}-")
+    return label if rest == label else f"{rule}, {rest.replace('-', ' ')}"
 
 
 def _option(key: str, value: Any) -> str:
@@ -92,9 +117,9 @@ def _option(key: str, value: Any) -> str:
 
 
 def name_some(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:
-    """Return the places and names of at most about `most` of a list, evenly spaced, for an axis."""
+    """Return places and names of about `most` of a list at most, its ends among them, for an axis."""
     every = math.ceil(len(names) / most)
-    places = list(range(0, len(names), every))
+    places = [*range(0, len(names) - 1 - every // 2, every), len(names) - 1]
     return places, [names[place] for place in places]
 
 

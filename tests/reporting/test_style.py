@@ -8,13 +8,22 @@ import torch
 from matplotlib.colors import to_rgb
 from reporting.test_results import write_run
 
-from pfa_convert.reporting.accuracy_figure import accuracy_figure
+from pfa_convert.reporting.accuracy_figure import accuracy_figure, looks_of
 from pfa_convert.reporting.alignment_figure import alignment_figure
 from pfa_convert.reporting.figures import pyplot_without_display
 from pfa_convert.reporting.option_figures import density_figure
 from pfa_convert.reporting.reading import read_runs
 from pfa_convert.reporting.result_figures import pictures
-from pfa_convert.reporting.style import COLOURS, angle_axis, colour_of, in_words, marker_of, shades_of, signed
+from pfa_convert.reporting.style import (
+    COLOURS,
+    angle_axis,
+    colour_of,
+    in_words,
+    marker_of,
+    name_some,
+    shades_of,
+    signed,
+)
 from pfa_convert.rules import RULES
 
 # Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB.
@@ -83,6 +92,8 @@ def test_titles_say_what_differs_in_words():
     strategies = {"a": ("pfa", {}), "b": ("pfa", {"strategy": "explicit"}), "c": ("kp", {})}
     assert in_words(strategies) == {"a": "pfa", "b": "pfa, strategy explicit", "c": "kp"}
     assert in_words({"fa": ("fa", {}), "fa (lr=2)": ("fa", {})}) == {"fa": "fa", "fa (lr=2)": "fa (lr=2)"}
+    schedules = {"pfa-o": ("pfa-o", {}), "pfa": ("pfa", {}), "pfa-decay": ("pfa", {})}
+    assert list(in_words(schedules).values()) == ["pfa-o", "pfa", "pfa, decay"]
 
 
 @pytest.mark.parametrize(
@@ -101,10 +112,27 @@ def test_the_last_accuracy_of_each_seed_is_drawn_with_mean_and_spread(tmp_path):
     assert [tick.get_text() for tick in ends.get_yticklabels()] == ["bp", "fa"]
     drawn = [list(line.get_xdata()) for line in ends.lines if line.get_marker() == "."]
     assert drawn == [[98.0, 98.4], [97.0, 97.2]]
-    named = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert named == ["bp", "fa", "the paper's mean", "± 1 standard deviation"]
-    curves = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
-    assert to_rgb(curves["bp"]) == to_rgb(colour_of("bp"))
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["bp", "fa", "one seed", "± 1 standard deviation", "the paper's mean"]
+    assert to_rgb(figure.axes[0].lines[0].get_color()) == to_rgb(colour_of("bp"))
+
+
+def test_variants_of_one_rule_differ_in_dashes_beside_other_rules_and_in_shade_alone(tmp_path):
+    for name in ("kp", "pfa", "pfa-explicit"):
+        write_run(tmp_path / name, f"mnist-literal-{name}", 0, 98.0)
+    variants = read_runs([tmp_path])["mnist-literal"]
+    looks = looks_of(variants)
+    assert looks["pfa"]["color"] == looks["pfa-explicit"]["color"] == colour_of("pfa")
+    assert len({look["linestyle"] for look in (looks["pfa"], looks["pfa-explicit"])} - {"--"}) == 2
+    alone = looks_of({label: variant for label, variant in variants.items() if label != "kp"})
+    assert alone["pfa"]["color"] != alone["pfa-explicit"]["color"]
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 5), (3, 5), (20, 12), (26, 32), (100, 32)])
+def test_an_axis_names_its_first_and_its_last_layer(count, most):
+    places, names = name_some([f"layer{i}" for i in range(count)], most)
+    assert (places[0], places[-1]) == (0, count - 1) and len(set(places)) == len(places) <= most + 1
+    assert names == [f"layer{i}" for i in places]
 
 
 def test_deep_networks_get_heat_maps_by_layer_and_epoch(tmp_path):

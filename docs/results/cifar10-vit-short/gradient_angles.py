@@ -11,10 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from pfa_convert.reporting.figures import pyplot_without_display, write
+from pfa_convert.reporting.style import ANGLES, RIGHT_ANGLE
 
 HERE = Path(__file__).parent
 KINDS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -29,26 +27,31 @@ def inspected(folder: Path, data: str) -> dict[str, float | None]:
 
 def draw(angles: dict[str, dict[str, float | None]]) -> None:
     """Draw a row of cells for each kind of matrix, a column for each block, a panel for each variant."""
-    figure, panels = pyplot.subplots(
-        2, -(-len(angles) // 2), figsize=(2.6 * -(-len(angles) // 2), 5.4), layout="constrained"
+    columns = -(-len(angles) // 2)
+    figure, panels = pyplot_without_display().subplots(
+        2, columns, figsize=(2.6 * columns, 5.4), layout="constrained"
     )
     for axes, (variant, by_site) in zip(panels.flat, angles.items(), strict=False):
         depth = 1 + max(int(site.split(".")[1]) for site in by_site if site.startswith("blocks."))
         cells = [[by_site[f"blocks.{block}.{kind}"] for block in range(depth)] for kind in KINDS]
-        image = axes.imshow(cells, vmin=0, vmax=90, cmap="viridis_r", aspect="auto")
+        image = axes.imshow(cells, vmin=0, vmax=RIGHT_ANGLE, cmap=ANGLES, aspect="auto")
         for row, values in enumerate(cells):
             for column, value in enumerate(values):
                 colour = "white" if value > 50 else "black"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
         ends = f"patches {by_site['patch_embed.proj']:.0f}, head {by_site['head']:.0f}"
-        axes.set(title=variant, xlabel=f"block\n({ends})")
+        axes.set(
+            title=variant if variant == "pfa-o" else variant.replace("-", ", "), xlabel=f"block\n({ends})"
+        )
         axes.set_xticks(range(depth))
         axes.set_yticks(range(len(KINDS)), [kind.split(".")[1] for kind in KINDS])
     for axes in panels.flat[len(angles) :]:
         axes.axis("off")
-    figure.colorbar(image, ax=panels, label="angle to backpropagation's gradient, degrees", shrink=0.7)
+    label = "angle to backpropagation's gradient (degrees)"
+    bar = figure.colorbar(image, ax=panels, label=label, extend="max", shrink=0.7)
+    bar.set_ticks(range(0, 91, 30))
     figure.suptitle("Gradient angles by block and kind of matrix, after 6 epochs")
-    figure.savefig(HERE / "gradient-angles.png", dpi=130)
+    write(figure, HERE / "gradient-angles.png")
 
 
 if __name__ == "__main__":
