@@ -129,7 +129,9 @@ def _legend(
     ends = len(variants) > 1
     named: dict[str, Any] = {}
     for label, variant in variants.items():
-        mark = {"marker": marker_of(variant.recipe.convert.rule), "markersize": 5} if ends else {}
+        mark: dict[str, Any] = (
+            {"marker": marker_of(variant.recipe.convert.rule), "markersize": 5} if ends else {}
+        )
         named[titles[label]] = Line2D([], [], **looks[label], **mark)
     if any(len(variant.runs) > 1 for variant in variants.values()):
         if ends:
@@ -139,5 +141,10 @@ def _legend(
         mark = {"marker": "d", "markerfacecolor": "none", "markersize": 5} if ends else {}
         named["the paper's mean"] = Line2D([], [], color="gray", **PAPER_LINE, **mark)
     rows = math.ceil(len(named) / (6 if ends else 3))
-    look = {"frameon": False, "fontsize": 8, "handlelength": 3, "ncols": math.ceil(len(named) / rows)}
+    look: dict[str, Any] = {
+        "frameon": False,
+        "fontsize": 8,
+        "handlelength": 3,
+        "ncols": math.ceil(len(named) / rows),
+    }
     figure.legend(list(named.values()), list(named), loc="outside lower center", **look)
