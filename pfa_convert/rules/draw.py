@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -27,9 +27,9 @@ class Draw:
         """The same draw in float32 at least, for what is computed from drawn tensors."""
         if self._like.dtype in (torch.float32, torch.float64):
             return self
-        other = Draw(0, self._like.new_empty(0, dtype=torch.float32))
-        other._generator = self._generator
-        return other
+        exact = copy.copy(self)
+        exact._like = self._like.new_empty(0, dtype=torch.float32)
+        return exact
 
     def uniform(self, shape: tuple[int, ...], std: float) -> Tensor:
         """Return a tensor of the given shape, uniform around 0 with standard deviation `std`."""
@@ -53,7 +53,7 @@ class Draw:
         """Return `(groups, size, size)`: a random orthogonal matrix for each group, Haar distributed."""
 
         def haar() -> Tensor:
-            gaussian = torch.randn(groups, size, size, generator=self._generator, dtype=torch.float64)
+            gaussian = _memory((groups, size, size), torch.float64).normal_(generator=self._generator)
             Q, R = torch.linalg.qr(gaussian)
             return Q * torch.diagonal(R, dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
@@ -61,11 +61,11 @@ class Draw:
 
     def mask(self, shape: tuple[int, ...], density: float) -> Tensor:
         """Return a tensor that is 1 with probability `density` and 0 otherwise."""
-        return self._place(shape, lambda: torch.empty(shape).bernoulli_(density, generator=self._generator))
+        return self._place(shape, lambda: _memory(shape).bernoulli_(density, generator=self._generator))
 
     def seed(self) -> Tensor:
         """Return a random whole number, as a tensor without dimensions."""
-        number = torch.randint(2**62, (), generator=self._generator)
+        number = torch.randint(2**62, (), generator=self._generator, device="cpu")
         return number.to(self._like.device)
 
     def _place(self, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
@@ -74,6 +74,6 @@ class Draw:
         return make().to(device=self._like.device, dtype=self._like.dtype)
 
 
-def _memory(shape: tuple[int, ...]) -> Tensor:
-    # NumPy asks the system for huge pages, which makes a first touch several times faster.
-    return torch.from_numpy(numpy.empty(shape, dtype=numpy.float32))
+def _memory(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return uninitialised memory; its device and dtype never depend on PyTorch's present defaults."""
+    return torch.empty(shape, dtype=dtype, device="cpu")

@@ -132,7 +132,7 @@ class ProductFeedbackAlignment(ProductRule):
             return None
         sigma = layout.with_outputs(middle * blocks).xavier_std
         exact = draw.exact
-        degrees = (middle - torch.arange(outputs, dtype=torch.float64)).expand(blocks, outputs)
+        degrees = (middle - torch.arange(outputs, dtype=torch.float64, device="cpu")).expand(blocks, outputs)
         L = bartlett_factor(exact.normal((blocks, outputs, outputs)), exact.chi(degrees))
         Z = exact.normal((blocks, outputs, W.numel() // layout.outputs), sigma)
         pathway = GramPathway(layout, divided=_divisible(outputs, middle))
@@ -140,7 +140,7 @@ class ProductFeedbackAlignment(ProductRule):
             # G^-1 F_0 = sqrt(N_mid) L^-T Z
             unmixed = torch.linalg.solve_triangular(L.mT, Z, upper=True).mul_(math.sqrt(middle))
             G = product_with_transpose(L).div_(middle).to(W.dtype)
-            K = layout.from_blocks(unmixed).to(W.dtype) - W
+            K = layout.from_blocks(unmixed).to(W.dtype).sub_(W)
             return pathway, GramState(nothing_forgotten(W), K, G)
         F = layout.from_blocks(torch.bmm(L, Z).div_(math.sqrt(middle)))
         G = product_with_transpose(L).div_(middle).to(W.dtype)

@@ -9,6 +9,7 @@ from torch import nn
 from pfa_convert import convert
 from pfa_convert.alignment import angle
 from pfa_convert.feedback.wishart import product_with_transpose
+from pfa_convert.rules import RULES
 
 DRAWS, OUTPUTS, INPUTS, EXPANSION = 1500, 6, 9, 4
 
@@ -98,3 +99,19 @@ def test_nothing_of_the_middle_population_is_made():
     with Look():
         convert(nn.Linear(60, 50), "pfa", options={"expansion": 100})
     assert max(sizes) <= 60 * 50
+
+
+@pytest.mark.parametrize("density", [1, 0.5])
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_draw_does_not_depend_on_pytorchs_default_device_and_dtype(rule, density):
+    options = {"feedback_density": density} if "feedback_density" in RULES[rule].model_fields else {}
+    plain = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    expected = convert(plain, rule, options=options).state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            drawn = convert(plain, rule, options=options).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert drawn.keys() == expected.keys()
+    assert all(torch.equal(drawn[name], expected[name]) for name in expected)
