@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,7 +27,7 @@ from pfa_convert.graph.rewrite import (
 )
 from pfa_convert.graph.root import make_root, refuse_converted
 from pfa_convert.graph.sites import Site, Skipped, feedback_path
-from pfa_convert.graph.subclass import give_method
+from pfa_convert.graph.subclass import change_class, with_wrapped_method
 from pfa_convert.graph.trace import is_weight
 from pfa_convert.rules.draw import Draw
 from pfa_convert.seeds import derived_seed
@@ -114,7 +115,7 @@ def convert(
 
     tap_output(converted)
     if hasattr(converted, "reset_classifier"):
-        give_method(converted, "reset_classifier", _reset_classifier)
+        change_class(converted, with_wrapped_method, "reset_classifier", _converting_the_new_head)
 
     settings = {"rule": rule, "options": options, "overrides": overrides, "seed": seed, "reinit": reinit}
     if unroll:
@@ -235,24 +236,30 @@ def revert(converted: M, *, inplace: bool = False) -> M:
     return plain
 
 
-def _reset_classifier(self: Any, *args: Any, **kwargs: Any) -> None:
-    """Run timm's `reset_classifier`; the new head is then converted as the model was.
+def _converting_the_new_head(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return timm's `reset_classifier`, after which the new head is converted as the model was.
 
     Every other layer keeps its feedback state. An override that only the old head matched is an error.
     """
 
-    def places() -> Iterator[tuple[Tensor, nn.Module, str]]:
-        for site in self.conversion.sites:
-            holder, name = feedback_path(site.weight)
-            if hasattr(self.get_submodule(holder), name):
-                yield self.get_parameter(site.weight), self.get_submodule(holder), name
+    @functools.wraps(method)
+    def reset_classifier(self: Any, *args: Any, **kwargs: Any) -> None:
+        settings = {key: value for key, value in self.conversion.settings.items() if key != "reinit"}
+        kept = {weight: getattr(holder, name) for weight, holder, name in _feedback_places(self)}
+        revert(self, inplace=True).reset_classifier(*args, **kwargs)
+        convert(self, **settings, inplace=True)
+        for weight, holder, name in _feedback_places(self):
+            setattr(holder, name, kept.get(weight, getattr(holder, name)))
 
-    settings = {key: value for key, value in self.conversion.settings.items() if key != "reinit"}
-    kept = {weight: getattr(holder, name) for weight, holder, name in places()}
-    revert(self, inplace=True).reset_classifier(*args, **kwargs)
-    convert(self, **settings, inplace=True)
-    for weight, holder, name in places():
-        setattr(holder, name, kept.get(weight, getattr(holder, name)))
+    return reset_classifier
+
+
+def _feedback_places(converted: Any) -> Iterator[tuple[Tensor, nn.Module, str]]:
+    """Yield each site's weight that has a feedback state, with the module that holds that, and its name."""
+    for site in converted.conversion.sites:
+        holder, name = feedback_path(site.weight)
+        if hasattr(converted.get_submodule(holder), name):
+            yield converted.get_parameter(site.weight), converted.get_submodule(holder), name
 
 
 def strip_feedback(converted: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""What the code of a function or a class names, where it can be read but not followed."""
+"""What the code of a function or a class names, where it can be read but not followed.
+
+The names are those of the compiled code, which is there also where the source is not, as in a notebook.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,8 @@ def _names(code: CodeType) -> tuple[str, ...]:
     """Return the names in a piece of code and in the functions within it; `matmul` where it has an `@`."""
     names = [*code.co_names]
     for instruction in dis.get_instructions(code):
-        if instruction.argrepr in ("@", "@=") or instruction.opname.endswith("MATRIX_MULTIPLY"):
+        # An operator has no name; Python 3.10 has an instruction for it, later ones an argument.
+        if instruction.opname.endswith("MATRIX_MULTIPLY") or instruction.argrepr in ("@", "@="):
             names.append("matmul")
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

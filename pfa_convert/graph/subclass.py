@@ -31,11 +31,6 @@ def change_class(module: nn.Module, make: Callable[..., Module], *arguments: Any
         module.__class__ = changed(cls, make, *arguments)
 
 
-def give_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
-    """Give a module a class of its own, in which one method is another, importable one."""
-    change_class(module, with_method, name, method)
-
-
 def plain_again(module: nn.Module) -> None:
     """Give a module back the class that it had before all changes."""
     cls: Any = type(module)
@@ -45,11 +40,6 @@ def plain_again(module: nn.Module) -> None:
         module.__class__ = _on(cls.__bases__[0].plain_class, cls)
     else:
         module.__class__ = cls.plain_class
-
-
-def with_method(base: Module, name: str, method: Callable[..., Any]) -> Module:
-    """Return a subclass in which one method is another."""
-    return type(base.__name__, (base,), {name: method})
 
 
 def with_wrapped_method(base: Module, name: str, wrap: Callable[..., Any]) -> Module:

@@ -125,6 +125,7 @@ def _runs(cls: type[nn.Module], kind: type[nn.Module]) -> bool:
 
 
 def _calls_super(method: Any) -> bool:
+    """Say whether a method calls `super().forward(...)`: by its compiled code, for to run it takes inputs."""
     code = getattr(method, "__code__", None)
     return code is not None and "__class__" in code.co_freevars and "forward" in code.co_names
 
