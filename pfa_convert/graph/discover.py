@@ -7,7 +7,6 @@ itself; an example's run (`graph.example`) finds what no walk can.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,52 +20,13 @@ from pfa_convert.graph.code import may_apply_weights, public_methods
 from pfa_convert.graph.flow import UNSUPPORTED, Applied, Used, flow
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
-from pfa_convert.graph.sites import Site, Skipped, plain_class, site_name
+from pfa_convert.graph.sites import NOT_REACHED, Discovery, Site, is_weight, plain_class, site_name
 from pfa_convert.graph.standin import StandIn
-from pfa_convert.graph.trace import Call, Trace, call_of, call_with_everything, is_weight, trace_method
+from pfa_convert.graph.trace import Call, Trace, call_of, call_with_everything, trace_method
 
 COMPUTED = "its weight is computed by a hook, or from no Parameter of its shape"
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was before torch.jit"
-NOT_REACHED = "no forward that could be followed uses it"
-
-
-@dataclass
-class Owner:
-    """A module whose own code applies weights, by their paths from the module."""
-
-    weights: set[str] = field(default_factory=set)
-
-
-@dataclass
-class Discovery:
-    """What was found in a model.
-
-    `sites` by weight and owner, first those that the walk did not reach, then the others in the order of
-    execution; `skipped` with reasons, by name; `owners` by module name; `used` says what else is done
-    with a Parameter, by its name.
-    """
-
-    sites: dict[tuple[str, str], Site] = field(default_factory=dict)
-    skipped: dict[str, Skipped] = field(default_factory=dict)
-    owners: dict[str, Owner] = field(default_factory=dict)
-    used: dict[str, str] = field(default_factory=dict)
-
-    def add(self, site: Site) -> None:
-        """Add a site, once."""
-        self.sites.setdefault((site.weight, site.owner), site)
-
-    def skip(self, name: str, module: nn.Module, shape: tuple[int, ...], reason: str) -> None:
-        """Name a weight that gets no rule, with the reason; the first one counts."""
-        self.skipped.setdefault(name, Skipped(name, plain_class(module).__name__, shape, reason))
-
-    def applied(self) -> set[str]:
-        """Return the names of all weights that are sites."""
-        return {weight for weight, _ in self.sites}
-
-    def owner(self, name: str) -> Owner:
-        """Return the module of this name as one whose code applies weights."""
-        return self.owners.setdefault(name, Owner())
 
 
 def discover(model: nn.Module) -> Discovery:
@@ -197,7 +157,7 @@ class _Walk:
         holder = module.get_submodule(use.path.rpartition(".")[0])
         layer = own_layer(holder)
         of_layer = layer is not None and use.path.rpartition(".")[2] in layer.parameters(holder)
-        self.found.owner(name).weights.add(use.path)
+        self.found.owners[name].add(use.path)
         if of_layer and isinstance(use, Used):
             self._visit(holder, module.training)
         elif isinstance(use, Applied):
@@ -230,7 +190,7 @@ class _Walk:
             if failure and inherited is not None and parameter in inherited.parameters(module):
                 layout = inherited.layout(module, module.get_parameter(parameter))
                 self.found.add(Site(site_name(path), plain_class(module).__name__, path, name, layout))
-                self.found.owner(name).weights.add(parameter)
+                self.found.owners[name].add(parameter)
             elif failure and may_apply_weights(user):
                 self.found.skip(path, user, shape, _helped(user, failure))
             else:
@@ -250,7 +210,7 @@ class _Walk:
             if layer is not None:
                 applied = self.found.applied()
                 own = [w for w in layer.parameters(child) if _join(self._names[child], w) in applied]
-                self.found.owner(self._names[module]).weights |= {_join(child_name, w) for w in own}
+                self.found.owners[self._names[module]] |= {_join(child_name, w) for w in own}
 
 
 def _may_be_weight(parameter: nn.Parameter) -> bool:

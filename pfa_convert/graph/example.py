@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,10 +18,9 @@ from pfa_convert.feedback.follow import FollowWeights, Learned, Operand, tensors
 from pfa_convert.feedback.functions import axes_after, plain_name, those_that_count
 from pfa_convert.feedback.layout import ProductLayout, WeightLayout
 from pfa_convert.feedback.products import Product, operand_layout, product_of
-from pfa_convert.graph.discover import Discovery
 from pfa_convert.graph.flow import UNSUPPORTED, use_name
 from pfa_convert.graph.layers import own_layer
-from pfa_convert.graph.sites import Site, site_name
+from pfa_convert.graph.sites import Discovery, Site, site_name
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 FUSED = frozenset([*_RECURRENT, *(f"{name}_cell" for name in _RECURRENT)])
@@ -30,13 +29,26 @@ FUSED = frozenset([*_RECURRENT, *(f"{name}_cell" for name in _RECURRENT)])
 Example = tuple[Sequence[Any], Mapping[str, Any]]
 
 
-def discover_by_example(model: nn.Module, example: Example, found: Discovery) -> list[Site]:
-    """Add to what a walk found the weights that a run of the model with these arguments applies; return them.
+def discover_by_example(
+    model: nn.Module, example: Example | Sequence[Mapping[str, Any]], found: Discovery
+) -> list[Site]:
+    """Add to what a walk found the sites of an example's run, or those an earlier one showed; return them.
 
     Raises:
-        UserError: if the model does not take the arguments.
+        UserError: if the example is none, or the model does not take its arguments.
     """
-    args, kwargs = example
+    if all(isinstance(entry, Mapping) and "weight" in entry for entry in example):
+        sites = [from_plain(entry) for entry in cast(Sequence[Mapping[str, Any]], example)]
+        _add_sites(found, sites)
+        return sites
+    if not isinstance(example, tuple) or len(example) != 2 or not isinstance(example[1], Mapping):
+        raise UserError("example: not a pair (args, kwargs) of a call of the model")
+    return _run_example(model, *cast(Example, example), found)
+
+
+def _run_example(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], found: Discovery
+) -> list[Site]:
     run_of = copy.deepcopy(model)
     recorder = _Recorder(run_of)
     for module in run_of.modules():
@@ -52,7 +64,7 @@ def discover_by_example(model: nn.Module, example: Example, found: Discovery) ->
             kind = type(error).__name__
             raise UserError(f"example: the model does not run with it: {kind}: {text}") from error
     sites = list(dict.fromkeys(recorder.sites))
-    add_sites(found, sites)
+    _add_sites(found, sites)
     for name, use in recorder.used.items():
         if name in found.applied() or use in FUSED:
             continue
@@ -66,11 +78,11 @@ def discover_by_example(model: nn.Module, example: Example, found: Discovery) ->
     return sites
 
 
-def add_sites(found: Discovery, sites: Iterable[Site]) -> None:
+def _add_sites(found: Discovery, sites: Iterable[Site]) -> None:
     """Add sites that a run has shown."""
     for site in sites:
         found.add(site)
-        found.owner(site.owner).weights.add(site.weight.removeprefix(f"{site.owner}." if site.owner else ""))
+        found.owners[site.owner].add(site.weight.removeprefix(f"{site.owner}." if site.owner else ""))
         found.skipped.pop(site.weight, None)
         found.used.pop(site.weight, None)
 

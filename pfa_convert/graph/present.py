@@ -9,9 +9,8 @@ from torch import nn
 
 from pfa_convert.feedback.layers import layer_of
 from pfa_convert.feedback.weight import FeedbackWeight, present_parameter
-from pfa_convert.graph.report import ConversionReport, OtherUse, SiteReport
-from pfa_convert.graph.sites import Skipped, feedback_path, plain_class, weight_path
-from pfa_convert.graph.trace import is_weight
+from pfa_convert.graph.report import ConversionReport, SiteReport
+from pfa_convert.graph.sites import OtherUse, Skipped, feedback_path, is_weight, plain_class, weight_path
 
 REPLACED = "replaced after the conversion: it has no feedback weight"
 HOOKED = "its weight is no Parameter any more, but computed by a hook"

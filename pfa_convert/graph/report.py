@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pfa_convert.graph.sites import Skipped
+from pfa_convert.graph.sites import OtherUse, Skipped
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,6 @@ class SiteReport:
         for size in self.weight_shape:
             elements *= size
         return elements
-
-
-@dataclass(frozen=True)
-class OtherUse:
-    """A Parameter of two or more dimensions that is no linear map's weight, and what it is used for."""
-
-    name: str
-    weight_shape: tuple[int, ...]
-    use: str
 
 
 @dataclass(frozen=True)

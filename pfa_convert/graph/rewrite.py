@@ -20,8 +20,19 @@ from pfa_convert.feedback.redirect import run_redirected
 from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.graph.code import methods_that_name
 from pfa_convert.graph.layers import own_layer
-from pfa_convert.graph.sites import KEPT_ATTRIBUTES, feedback_path
+from pfa_convert.graph.sites import KEPT_ATTRIBUTES, Discovery, feedback_path
 from pfa_convert.graph.subclass import change_class, plain_again, with_layer_forward, with_wrapped_method
+
+
+def rewrite(model: nn.Module, found: Discovery) -> None:
+    """Have every module whose weights have feedback states beside them apply those with feedback."""
+    for name, weights in found.owners.items():
+        rewrite_owner(model.get_submodule(name), weights)
+    for site in found.sites.values():
+        holder, feedback = feedback_path(site.weight)
+        if hasattr(model.get_submodule(holder), feedback):
+            rewrite_layer(model.get_submodule(site.owner))
+    tap_output(model)
 
 
 def rewrite_layer(layer: nn.Module) -> None:

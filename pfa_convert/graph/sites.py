@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.weight import FEEDBACK_ATTRIBUTE
@@ -49,6 +53,53 @@ class Skipped:
         return math.prod(self.weight_shape) if self.weight_shape else 0
 
 
+@dataclass(frozen=True)
+class OtherUse:
+    """A Parameter of two or more dimensions that is no linear map's weight, and what it is used for."""
+
+    name: str
+    weight_shape: tuple[int, ...]
+    use: str
+
+
+NOT_REACHED = "no forward that could be followed uses it"
+
+
+@dataclass
+class Discovery:
+    """What was found in a model.
+
+    `sites` by weight and owner, first those that the walk did not reach, then the others in the order of
+    execution; `skipped` with reasons, by name; `owners` are the paths of the weights that a module's own code
+    applies, by the module's name; `used` says what else is done with a Parameter, by its name.
+    """
+
+    sites: dict[tuple[str, str], Site] = field(default_factory=dict)
+    skipped: dict[str, Skipped] = field(default_factory=dict)
+    owners: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    used: dict[str, str] = field(default_factory=dict)
+
+    def add(self, site: Site) -> None:
+        """Add a site, once."""
+        self.sites.setdefault((site.weight, site.owner), site)
+
+    def skip(self, name: str, module: nn.Module, shape: tuple[int, ...], reason: str) -> None:
+        """Name a weight that gets no rule, with the reason; the first one counts."""
+        self.skipped.setdefault(name, Skipped(name, plain_class(module).__name__, shape, reason))
+
+    def applied(self) -> set[str]:
+        """Return the names of all weights that are sites."""
+        return {weight for weight, _ in self.sites}
+
+    def others(self, model: nn.Module) -> Iterator[OtherUse]:
+        """Yield the Parameters of two or more dimensions that are neither sites nor skipped."""
+        named = self.applied() | self.skipped.keys()
+        inside = tuple(f"{name}." for name in self.skipped)
+        for name, parameter in model.named_parameters():
+            if is_weight(parameter) and name not in named and not name.startswith(inside):
+                yield OtherUse(name, tuple(parameter.shape), self.used.get(name, NOT_REACHED))
+
+
 KEPT_ATTRIBUTES = ("redirected_weights", "output_errors", "_decided", "unrolled")
 """What a conversion leaves among a module's attributes; `graph.rewrite.restore` takes it away."""
 
@@ -87,3 +138,10 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that the user wrote, also after a rewrite."""
     plain: type[nn.Module] = getattr(type(module), "plain_class", type(module))
     return plain
+
+
+def is_weight(tensor: Any) -> bool:
+    """Say whether a tensor is a Parameter that a linear map or a convolution could apply."""
+    if isinstance(tensor, UninitializedParameter):
+        return True
+    return isinstance(tensor, nn.Parameter) and tensor.dim() >= 2

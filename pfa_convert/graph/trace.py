@@ -248,13 +248,6 @@ def _reason(error: Exception) -> str:
     return f"{reason} ({Path(last.filename).name}:{last.lineno}: {line[:80]})"
 
 
-def is_weight(tensor: Any) -> bool:
-    """Say whether a tensor is a Parameter that a linear map or a convolution could apply."""
-    if isinstance(tensor, UninitializedParameter):
-        return True
-    return isinstance(tensor, nn.Parameter) and tensor.dim() >= 2
-
-
 def is_plain_function(call: Any) -> bool:
     """Say whether a call is of a Python function that is not PyTorch's."""
     return isinstance(call, FunctionType) and not call.__module__.startswith("torch.")

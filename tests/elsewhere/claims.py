@@ -33,7 +33,7 @@ from pfa_convert import convert, revert
 from pfa_convert.alignment import feedback_of
 from pfa_convert.audit.verify import verify
 from pfa_convert.comparison import largest_difference
-from pfa_convert.graph.discover import NOT_REACHED
+from pfa_convert.graph.sites import NOT_REACHED
 
 TOLERANCE = 1e-10
 """For float64 gradients, relative to each Parameter's own norm or, where larger, a 1e-4 of the mean one's."""
