@@ -13,7 +13,7 @@ from training.runs import ENVIRONMENT, run_in_two_processes
 FOLDER = Path(__file__).parents[1] / "docs" / "examples"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
 ALONE = [name for name in SCRIPTS if name != "fsdp2.py"]
-ALIGNED = ["plain_loop.py", "finetune.py", "compiled.py", "lightning_module.py"]
+ALIGNED = ["plain_loop.py", "finetune.py", "compiled.py", "lightning_module.py", "timm_training.py"]
 
 pytestmark = pytest.mark.xdist_group("examples")
 
