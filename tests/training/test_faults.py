@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from runs import ENVIRONMENT, call, same_bytes, start
+from runs import ENVIRONMENT, call, run_in_two_processes, same_bytes, start
 
 from pfa_convert.training.run_folder import RunFolder
-
-BIG = ["--set", "model.hidden=[256, 256]"]
 
 
 def torchrun(*arguments):
@@ -42,32 +40,45 @@ def children(parent, variable=""):
 reads_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
+RESUMED_AND_WHOLE = """
+import sys
+from pfa_convert import load_recipe, train
+
+begun, whole, *settings = sys.argv[1:]
+recipe = load_recipe("digits-mlp-pfa", settings)
+train(recipe, output=begun, device="cpu", resume=True)
+train(recipe, output=whole, device="cpu")
+"""
+
+
 @reads_proc
+@pytest.mark.xdist_group("two processes")
 def test_a_killed_rank_ends_the_job_with_its_number_and_the_run_continues(tmp_path):
-    arguments = ["digits-mlp-pfa", *BIG, "--set", "train.epochs=25", "--device", "cpu"]
+    settings = ["train.epochs=8", "data.batch_size=8"]
     folder = RunFolder(tmp_path / "run")
-    job = torchrun(*arguments, "--output", folder.path)
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    job = torchrun("digits-mlp-pfa", *overrides, "--device", "cpu", "--output", folder.path)
     while len(folder.records()) < 2:
         assert job.poll() is None, job.communicate()
-        time.sleep(0.05)
+        time.sleep(0.02)
     os.kill(*children(job.pid, "RANK=1"), signal.SIGKILL)
     said, _ = job.communicate(timeout=90)
     assert job.returncode != 0
     assert "rank      : 1" in said and "Signal 9" in said
     assert not folder.result.exists()
 
-    resumed = torchrun(*arguments, "--output", folder.path, "--resume")
-    assert resumed.wait(timeout=120) == 0, resumed.communicate()
-    whole = torchrun(*arguments, "--output", tmp_path / "whole")
-    assert whole.wait(timeout=120) == 0, whole.communicate()
+    script = tmp_path / "script.py"
+    script.write_text(RESUMED_AND_WHOLE)
+    run_in_two_processes(script, folder.path, tmp_path / "whole", *settings)
+    assert folder.result.exists()
     assert same_bytes(folder.last, tmp_path / "whole" / "last.safetensors")
 
 
 @pytest.fixture
 def images(tmp_path):
-    """A recipe for 400 small images of two classes, read by two processes, and their folder."""
+    """A recipe for 160 small images of two classes, read by two processes, and their folder."""
     root = tmp_path / "images"
-    for part, count in (("train", 200), ("val", 4)):
+    for part, count in (("train", 80), ("val", 4)):
         for name in ("cat", "dog"):
             folder = root / part / name
             folder.mkdir(parents=True)
