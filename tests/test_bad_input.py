@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -154,10 +155,17 @@ def test_recipes_with_wrong_entries(content):
             accepted_as_given(yaml.safe_load(path.read_text()), Path(folder) / "run")
 
 
+@cache
+def schema():
+    """The schema of recipes, looked at once."""
+    schema = json.loads(schema_file().read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return schema
+
+
 def accepted_as_given(content, folder):
     """Fail unless the schema allows a recipe, and the run has kept every entry of it."""
-    schema = json.loads(schema_file().read_text(encoding="utf-8"))
-    jsonschema.validate(content, schema, cls=jsonschema.Draft202012Validator)
+    jsonschema.Draft202012Validator(schema()).validate(content)
     kept = yaml.safe_load((folder / "recipe.yaml").read_text())
     for key, value in flat(content).items():
         if value not in (None, {}):  # nothing given: the default holds

@@ -39,7 +39,18 @@ def test_bench_says_which_size_it_measures_beside_its_json(monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setattr(pfa_convert.bench, "measure", slow_measure)
     monkeypatch.setattr(pfa_convert.commands.bench, "Console", lambda stderr: terminal)
-    command = ["bench", "paper/mlp", "--rules", "fa", "--batch-size", "8", "--scale", "--steps", "2", "--json"]
+    command = [
+        "bench",
+        "paper/mlp",
+        "--rules",
+        "fa",
+        "--batch-size",
+        "8",
+        "--scale",
+        "--steps",
+        "2",
+        "--json",
+    ]
     done = CliRunner().invoke(cli, command)
     assert json.loads(done.stdout).keys() == {"2", "4", "8"}
     for size in (2, 4, 8):
