@@ -1,6 +1,6 @@
 """A model of one's own: nothing to register, and `verify` says whether every weight is accounted for.
 
-pfa-convert custom_model:network --rule pfa
+pfa-convert custom_model:Network --rule pfa
 """
 
 import torch
@@ -19,14 +19,14 @@ class Network(nn.Module):
         return torch.relu(self.first(x)) @ self.W  # a weight that no layer holds
 
 
-def network():
-    return Network()
+def example_inputs():
+    return (torch.randn(2, 64),)
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    model = convert(network(), rule="pfa", strict=True)
-    assert verify(model, torch.randn(2, 64)).balanced
+    model = convert(Network(), rule="pfa", strict=True)
+    assert verify(model, *example_inputs()).balanced
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, weight_decay=1e-3)
     couple(model, optimizer)
     images, labels = torch.randn(256, 64), torch.randint(10, (256,))
