@@ -1,4 +1,4 @@
-"""timm's optimizer, schedule, clipping and averaged weights, as in its train.py, with a converted transformer."""
+"""timm's optimizer, schedule, clipping and averaged weights, as in its train.py, with a transformer."""
 
 import timm
 import torch
