@@ -7,8 +7,8 @@ are constants. A product of such a tensor with anything else applies the weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pfa_convert.feedback.attention import attention_of_plain_calls
+from pfa_convert.feedback.calls import at, replaced, tensors_of
 from pfa_convert.feedback.functions import (
     IN_PLACE,
     drops_elements,
@@ -24,52 +25,8 @@ from pfa_convert.feedback.functions import (
     makes_new_values,
     multiplies,
 )
-from pfa_convert.feedback.products import Product, at, product_of
-
-Replace = Callable[[Any], Any]
-
-
-class Learned:
-    """A tensor that is a Parameter, or computed from Parameters.
-
-    `mixed` says that activations took part (a mixture of expert weights): then it is a weight only for a
-    function that has it in a weight's place. `axes` are a Parameter's dimensions in the tensor's order,
-    None where that cannot be said. `direct` is the feedback state of a weight whose error does not come
-    along `F` of its shape, but from the model's output.
-    """
-
-    def __init__(
-        self,
-        tensor: Any,
-        sources: tuple[str, ...] = (),
-        axes: tuple[int, ...] | None = None,
-        mixed: bool = False,
-        recompute: Callable[[], Any] | None = None,
-        direct: Any = None,
-    ) -> None:
-        self.tensor = tensor
-        self.sources = sources
-        self.axes = axes
-        self.mixed = mixed
-        self.direct = direct
-        self._recompute = recompute
-        self._feedback: Tensor | None = None
-
-    def feedback(self) -> Tensor:
-        """Return the same function of the feedback weights, computed once."""
-        if self._feedback is None:
-            assert self._recompute is not None
-            with torch.no_grad():
-                computed = self._recompute()
-            self._feedback = computed.detach() if isinstance(computed, Tensor) else computed
-        return self._feedback
-
-
-class Operand(NamedTuple):
-    """A weight among the operands of a product, and its number among them."""
-
-    number: int
-    weight: Learned
+from pfa_convert.feedback.learned import Learned, Noted, Operand
+from pfa_convert.feedback.products import Product, product_of
 
 
 class FollowWeights(TorchFunctionMode):
@@ -82,8 +39,8 @@ class FollowWeights(TorchFunctionMode):
 
     def __init__(self, weights: Sequence[Learned], constants: Sequence[Tensor]) -> None:
         super().__init__()
-        self._learned = _Noted(weights)
-        self._constants = _Noted(Learned(constant) for constant in constants)
+        self._learned = Noted(weights)
+        self._constants = Noted(Learned(constant) for constant in constants)
 
     def forget(self) -> None:
         """Let go of all tensors: they refer back to what notes them, and would be kept until a collection."""
@@ -267,65 +224,6 @@ class FollowWeights(TorchFunctionMode):
                 made = Learned(tensor, mixed=mixed, recompute=part, direct=learned[0].direct)
                 self.describe(func, args, kwargs, learned, made)
                 self.remember(made)
-
-
-class _Noted:
-    """Tensors that something is known of, found by identity."""
-
-    def __init__(self, noted: Iterable[Learned]) -> None:
-        self._noted: list[Learned] = []
-        self._by_id: dict[int, Learned] = {}
-        for one in noted:
-            self.add(one)
-
-    def add(self, one: Learned) -> None:
-        # A compiler knows no number of a tensor that it has not seen yet.
-        if torch.compiler.is_compiling():
-            self._noted.append(one)
-        else:
-            self._by_id[id(one.tensor)] = one
-
-    def find(self, tensor: Any) -> Learned | None:
-        if not torch.compiler.is_compiling():
-            return self._by_id.get(id(tensor))
-        for one in self._noted:
-            if one.tensor is tensor:
-                return one
-        return None
-
-    def __iter__(self) -> Iterator[Learned]:
-        return iter([*self._noted, *self._by_id.values()])
-
-    def clear(self) -> None:
-        self._noted.clear()
-        self._by_id.clear()
-
-
-def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors of a call, and those in its lists."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            for entry in value:
-                if isinstance(entry, Tensor):
-                    yield entry
-
-
-def replaced(
-    args: Sequence[Any], kwargs: dict[str, Any], replace: Replace
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a call's arguments with each tensor, also in lists, replaced."""
-
-    def of(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return replace(value)
-        if isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
-            entries = [replace(entry) if isinstance(entry, Tensor) else entry for entry in value]
-            return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
-        return value
-
-    return tuple(of(value) for value in args), {key: of(value) for key, value in kwargs.items()}
 
 
 def _part(shared: Learned, index: int) -> Callable[[], Any]:

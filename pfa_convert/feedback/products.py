@@ -16,19 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pfa_convert.feedback.calls import Slot, argument
 from pfa_convert.feedback.layout import WeightLayout, product_layout
-
-
-@dataclass(frozen=True)
-class Roles:
-    """What the dimensions of an operand are: summed over with another operand, or repeated (`batch`)."""
-
-    inputs: tuple[int, ...]
-    batch: tuple[int, ...] = ()
-
-
-Slot = tuple[Any, ...]
-"""Where an operand stands in a call: `(position,)`, `(keyword,)`, or a list's slot and the index in it."""
+from pfa_convert.feedback.roles import (
+    Roles,
+    conv_tbc_roles,
+    einsum_roles,
+    inner_roles,
+    matmul_roles,
+    reversed_matmul_roles,
+    tensordot_roles,
+)
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,14 @@ class Product:
     Args:
         name: what it is called in a report.
         operands: position and keyword of each operand.
-        roles: the roles of the dimensions of operand number `index` with `dimensions` of them, from the
-            call's arguments; None for a weight whose first dimension is that of the outputs.
+        roles: tells the roles of an operand's dimensions; it, or what it returns, is None for a weight whose
+            first dimension is that of the outputs.
         weight: the number of the operand that is a weight by its name, as in `linear` and `convNd`.
     """
 
     name: str
     operands: tuple[tuple[int, str], ...]
-    roles: Callable[[int, int, Sequence[Any], dict[str, Any]], Roles | None]
+    roles: Callable[[int, int, Sequence[Any], dict[str, Any]], Roles | None] | None = None
     weight: int | None = None
 
     def slots(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Slot]:
@@ -67,81 +65,19 @@ class Product:
         return slots
 
 
-def at(slot: Slot, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Return what a call has in a slot."""
-    first, *rest = slot
-    value = kwargs[first] if isinstance(first, str) else args[first]
-    return value[rest[0]] if rest else value
-
-
-def argument(args: Sequence[Any], kwargs: dict[str, Any], position: int, keyword: str, default: Any) -> Any:
-    """Return an argument of a call, however it was given."""
-    if position < len(args):
-        return args[position]
-    return kwargs.get(keyword, default)
-
-
-def _of_weight(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    return None
-
-
-def _of_matmul(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
-    """`(*batch, N_in, N_out)` on the right, `(*batch, N_out, N_in)` on the left, `(N_in,)` on either side."""
-    if dimensions == 1:
-        return Roles((0,))
-    summed = dimensions - 1 if index == 0 else dimensions - 2
-    return Roles((summed,), tuple(range(dimensions - 2)))
-
-
-def _of_reversed_matmul(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
-    return _of_matmul(1 - index, dimensions, args, kwargs)
-
-
-def _of_einsum(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles | None:
-    if not isinstance(args[0], str):
-        return None
-    left, arrow, right = args[0].replace(" ", "").partition("->")
-    operands = left.split(",")
-    mine = operands[index]
-    if "..." in mine:
-        before, _, after = mine.partition("...")
-        ellipsis = [f"...{n}" for n in range(dimensions - len(before) - len(after))]
-        labels = [*before, *ellipsis, *after]
-    else:
-        labels = list(mine)
-    others = set("".join(operands[:index] + operands[index + 1 :]))
-    shown = set(right) if arrow else {label for label in left if left.count(label) == 1}
-    inputs = tuple(d for d, label in enumerate(labels) if label not in shown and label[0] != ".")
-    batch = tuple(
-        d for d, label in enumerate(labels) if label[0] == "." or (label in shown and label in others)
-    )
-    return Roles(inputs, batch)
-
-
-def _of_tensordot(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
-    dims = argument(args, kwargs, 2, "dims", 2)
-    if isinstance(dims, int):
-        summed = list(range(dimensions - dims, dimensions) if index == 0 else range(dims))
-    else:
-        summed = [d % dimensions for d in dims[index]]
-    return Roles(tuple(summed))
-
-
-def _product(
-    name: str, *operands: tuple[int, str], roles: Any = _of_weight, weight: int | None = None
-) -> Product:
+def _product(name: str, *operands: tuple[int, str], roles: Any = None, weight: int | None = None) -> Product:
     return Product(name, operands, roles, weight)
 
 
 _LINEAR = _product("linear", (0, "input"), (1, "weight"), weight=1)
-_MATMUL = _product("matmul", (0, "input"), (1, "other"), roles=_of_matmul)
-_RMATMUL = _product("matmul", (0, "input"), (1, "other"), roles=_of_reversed_matmul)
+_MATMUL = _product("matmul", (0, "input"), (1, "other"), roles=matmul_roles)
+_RMATMUL = _product("matmul", (0, "input"), (1, "other"), roles=reversed_matmul_roles)
 _MM = {
-    name: _product(name, (0, "input"), (1, "mat2" if name != "mv" else "vec"), roles=_of_matmul)
+    name: _product(name, (0, "input"), (1, "mat2" if name != "mv" else "vec"), roles=matmul_roles)
     for name in ("mm", "bmm", "mv")
 }
 _ADDED = {
-    name: _product(name, (1, first), (2, second), roles=_of_matmul)
+    name: _product(name, (1, first), (2, second), roles=matmul_roles)
     for name, first, second in (
         ("addmm", "mat1", "mat2"),
         ("addmv", "mat", "vec"),
@@ -149,14 +85,14 @@ _ADDED = {
         ("addbmm", "batch1", "batch2"),
     )
 }
-_EINSUM = _product("einsum", roles=_of_einsum)
-_TENSORDOT = _product("tensordot", (0, "a"), (1, "b"), roles=_of_tensordot)
+_EINSUM = _product("einsum", roles=einsum_roles)
+_TENSORDOT = _product("tensordot", (0, "a"), (1, "b"), roles=tensordot_roles)
 _CONVOLUTIONS = {
     name: _product(name, (0, "input"), (1, "weight"), weight=1)
     for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 }
 _CONVOLUTION = _product("convolution", (0, "input"), (1, "weight"), weight=1)
-_GROUPED = _product("grouped_mm", (0, "mat_a"), (1, "mat_b"), roles=_of_matmul)
+_GROUPED = _product("grouped_mm", (0, "mat_a"), (1, "mat_b"), roles=matmul_roles)
 _BILINEAR = _product("bilinear", (0, "input1"), (1, "input2"), (2, "weight"), weight=2)
 
 
@@ -179,10 +115,10 @@ def _table() -> dict[Any, Product]:
         torch.linalg.matmul: _MATMUL,
         Tensor.__matmul__: _MATMUL,
         Tensor.__rmatmul__: _RMATMUL,
-        torch.dot: _product("dot", (0, "input"), (1, "tensor"), roles=_of_matmul),
-        Tensor.dot: _product("dot", (0, "input"), (1, "tensor"), roles=_of_matmul),
-        torch.inner: _product("inner", (0, "input"), (1, "other"), roles=_of_inner),
-        Tensor.inner: _product("inner", (0, "input"), (1, "other"), roles=_of_inner),
+        torch.dot: _product("dot", (0, "input"), (1, "tensor"), roles=matmul_roles),
+        Tensor.dot: _product("dot", (0, "input"), (1, "tensor"), roles=matmul_roles),
+        torch.inner: _product("inner", (0, "input"), (1, "other"), roles=inner_roles),
+        Tensor.inner: _product("inner", (0, "input"), (1, "other"), roles=inner_roles),
     }
     for name, product in (_MM | _ADDED | {"matmul": _MATMUL}).items():
         packet = getattr(aten, name)
@@ -191,24 +127,15 @@ def _table() -> dict[Any, Product]:
     for home, name in ((torch, "_grouped_mm"), (functional, "grouped_mm"), (aten, "_grouped_mm")):
         if hasattr(home, name):
             table[getattr(home, name)] = _GROUPED
-    table[torch.chain_matmul] = _product("chain_matmul", roles=_of_matmul)
-    table[torch.linalg.multi_dot] = _product("multi_dot", roles=_of_matmul)
-    table[torch.sparse.mm] = _product("sparse_mm", (0, "mat1"), (1, "mat2"), roles=_of_matmul)
-    table[torch.conv_tbc] = _product("conv_tbc", (0, "input"), (1, "weight"), roles=_of_conv_tbc)
+    table[torch.chain_matmul] = _product("chain_matmul", roles=matmul_roles)
+    table[torch.linalg.multi_dot] = _product("multi_dot", roles=matmul_roles)
+    table[torch.sparse.mm] = _product("sparse_mm", (0, "mat1"), (1, "mat2"), roles=matmul_roles)
+    table[torch.conv_tbc] = _product("conv_tbc", (0, "input"), (1, "weight"), roles=conv_tbc_roles)
     for name, product in _CONVOLUTIONS.items():
         packet = getattr(aten, name)
         for call in (getattr(torch, name), packet, *(getattr(packet, o) for o in packet.overloads())):
             table[call] = product
     return table
-
-
-def _of_conv_tbc(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
-    """`(k, N_in, N_out)`."""
-    return Roles((0, 1))
-
-
-def _of_inner(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
-    return Roles((dimensions - 1,))
 
 
 PRODUCTS = _table()
@@ -242,7 +169,7 @@ def operand_layout(
         transposed, groups = _convolution_of(product, args, kwargs)
         divides = groups > 0 and shape[0] % groups == 0
         return WeightLayout(shape, groups if divides else 1, transposed)
-    roles = None if axes is None else product.roles(index, len(axes), args, kwargs)
+    roles = product.roles(index, len(axes), args, kwargs) if axes and product.roles else None
     if axes is None or len(axes) != len(shape) or (roles and max((*roles.inputs, *roles.batch)) >= len(axes)):
         return WeightLayout(shape) if len(shape) > 1 else product_layout(shape, (0,), ())
     if roles is None:

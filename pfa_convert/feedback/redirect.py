@@ -15,10 +15,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pfa_convert.feedback.follow import FollowWeights, Learned, Operand, replaced, tensors_of
+from pfa_convert.feedback.calls import replaced, tensors_of
+from pfa_convert.feedback.follow import FollowWeights
 from pfa_convert.feedback.functional import FEEDBACK_CALLS
 from pfa_convert.feedback.graft import graft
 from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.operations import MatrixProduct
 from pfa_convert.feedback.pathway import Pathway
 from pfa_convert.feedback.primitive import PlasticTap, apply_feedback

@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from pfa_convert.errors import UserError, one_line
-from pfa_convert.feedback.follow import FollowWeights, Learned, Operand, tensors_of
+from pfa_convert.feedback.calls import tensors_of
+from pfa_convert.feedback.follow import FollowWeights
 from pfa_convert.feedback.functions import axes_after, plain_name, those_that_count
 from pfa_convert.feedback.layout import ProductLayout, WeightLayout
+from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.products import Product, operand_layout, product_of
 from pfa_convert.graph.flow import UNSUPPORTED, use_name
 from pfa_convert.graph.layers import own_layer

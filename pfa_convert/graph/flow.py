@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
 
+from pfa_convert.feedback.calls import at
 from pfa_convert.feedback.functions import (
     axes_after,
     is_elementwise,
@@ -27,7 +28,7 @@ from pfa_convert.feedback.functions import (
 )
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.parametrized import raw_weight
-from pfa_convert.feedback.products import Product, at, operand_layout, product_of
+from pfa_convert.feedback.products import Product, operand_layout, product_of
 from pfa_convert.graph.arguments import applies_argument
 from pfa_convert.graph.trace import is_plain_function
 
