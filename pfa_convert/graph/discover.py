@@ -17,12 +17,14 @@ from torch.nn.utils.parametrize import ParametrizationList
 from pfa_convert.feedback.layers import Layer, inherited_layer
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.graph.code import may_apply_weights, public_methods
-from pfa_convert.graph.flow import UNSUPPORTED, Applied, Used, flow
+from pfa_convert.graph.flow import Applied, Used, flow
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
+from pfa_convert.graph.signatures import Call, call_of, call_with_everything
 from pfa_convert.graph.sites import NOT_REACHED, Discovery, Site, is_weight, plain_class, site_name
 from pfa_convert.graph.standin import StandIn
-from pfa_convert.graph.trace import Call, Trace, call_of, call_with_everything, trace_method
+from pfa_convert.graph.trace import Trace, trace_method
+from pfa_convert.graph.uses import UNSUPPORTED
 
 COMPUTED = "its weight is computed by a hook, or from no Parameter of its shape"
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)

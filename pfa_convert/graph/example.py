@@ -20,9 +20,9 @@ from pfa_convert.feedback.functions import axes_after, plain_name, those_that_co
 from pfa_convert.feedback.layout import ProductLayout, WeightLayout
 from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.products import Product, operand_layout, product_of
-from pfa_convert.graph.flow import UNSUPPORTED, use_name
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import Discovery, Site, site_name
+from pfa_convert.graph.uses import UNSUPPORTED, use_name
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 FUSED = frozenset([*_RECURRENT, *(f"{name}_cell" for name in _RECURRENT)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import Product, operand_layout, product_of
 from pfa_convert.graph.arguments import applies_argument
 from pfa_convert.graph.trace import is_plain_function
+from pfa_convert.graph.uses import UNSUPPORTED, use_name
 
 
 @dataclass(frozen=True)
@@ -223,19 +224,6 @@ class _Flow:
         return _ACTIVATION if activation else _CONSTANT
 
 
-def use_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> str:
-    """Return what a function that is no product does with a weight that it is given, in a report's words."""
-    if function is functional.scaled_dot_product_attention:
-        attended = [*args[:3], *(kwargs.get(name) for name in ("query", "key", "value"))]
-        if not any(operand is weight for operand in attended):
-            return "added"
-    called = str(getattr(function, "__name__", "used"))
-    if called in UNSUPPORTED:
-        return called
-    name = plain_name(function) or called.strip("_")
-    return _USES.get(name, name)
-
-
 def attribute(owner: nn.Module, path: str) -> Any:
     """Return what a path of attributes leads to."""
     return operator.attrgetter(path)(owner)
@@ -256,41 +244,4 @@ def _nothing(*_: Any) -> None:
     """Stand for what no tensor has."""
 
 
-UNSUPPORTED = {
-    "addmm_": "addmm_ applies it in place",
-    "addmv_": "addmv_ applies it in place",
-    "addbmm_": "addbmm_ applies it in place",
-    "baddbmm_": "baddbmm_ applies it in place",
-    "vecdot": "vecdot applies it",
-    "cosine_similarity": "cosine_similarity compares with it",
-    "cdist": "cdist compares with it",
-    "learned input of attention": "attention has it among its queries, keys or values",
-}
-"""What applies a weight without feedback, as a reason."""
-
 _NO_TENSORS = frozenset(["shape", "size", "dim", "ndim", "device", "dtype", "numel", "len", "requires_grad"])
-
-_USES = {
-    "add": "added",
-    "radd": "added",
-    "iadd": "added",
-    "sub": "added",
-    "rsub": "added",
-    "mul": "scale",
-    "rmul": "scale",
-    "imul": "scale",
-    "div": "scale",
-    "truediv": "scale",
-    "embedding": "table that is looked up",
-    "getitem": "table that is looked up",
-    "index_select": "table that is looked up",
-    "cat": "learned input",
-    "stack": "learned input",
-    "layer_norm": "norm",
-    "group_norm": "norm",
-    "batch_norm": "norm",
-    "instance_norm": "norm",
-    "rms_norm": "norm",
-    "prelu": "slope",
-    "scaled_dot_product_attention": "learned input of attention",
-}

@@ -1,0 +1,50 @@
+"""What a forward does with a weight besides applying it with feedback, in a report's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.nn import functional
+
+from pfa_convert.feedback.functions import plain_name
+
+
+def use_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> str:
+    """Return what a function that is not among our products does with a weight that it is given.
+
+    A key of `UNSUPPORTED` says that it applies the weight all the same.
+    """
+    if function is functional.scaled_dot_product_attention:
+        attended = [*args[:3], *(kwargs.get(name) for name in ("query", "key", "value"))]
+        if not any(operand is weight for operand in attended):
+            return "added"
+    called = str(getattr(function, "__name__", "used"))
+    if called in UNSUPPORTED:
+        return called
+    name = plain_name(function) or called.strip("_")
+    return _USES.get(name, name)
+
+
+UNSUPPORTED = {
+    "addmm_": "addmm_ applies it in place",
+    "addmv_": "addmv_ applies it in place",
+    "addbmm_": "addbmm_ applies it in place",
+    "baddbmm_": "baddbmm_ applies it in place",
+    "vecdot": "vecdot applies it",
+    "cosine_similarity": "cosine_similarity compares with it",
+    "cdist": "cdist compares with it",
+    "learned input of attention": "attention has it among its queries, keys or values",
+}
+"""What applies a weight without feedback, as a reason."""
+
+_NAMES = {
+    "added": ("add", "radd", "iadd", "sub", "rsub"),
+    "scale": ("mul", "rmul", "imul", "div", "truediv"),
+    "table that is looked up": ("embedding", "getitem", "index_select"),
+    "learned input": ("cat", "stack"),
+    "norm": ("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"),
+    "slope": ("prelu",),
+    "learned input of attention": ("scaled_dot_product_attention",),
+}
+_USES = {name: use for use, names in _NAMES.items() for name in names}
