@@ -8,12 +8,11 @@ So `D = P - A(W)` receives nothing: it only decays, every entry by the same fact
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pfa_convert.feedback.operations import Gradients, Needs, Operation
 from pfa_convert.feedback.pathway import Pathway, State
 
 S = 0
@@ -67,81 +66,3 @@ class Collapsed(Pathway[State]):
     def forget(self, state: Any) -> tuple[Collapsed[State], State]:
         """Return the pathway without `K`, and its state."""
         return replace(self, forgotten=True), state._replace(K=state.K.new_empty(0))
-
-
-class GramState(NamedTuple):
-    """`G` is `(blocks, N_out/blocks, N_out/blocks)`, or None for the identity."""
-
-    forgetting: Tensor
-    K: Tensor
-    G: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class GramPathway(Collapsed[GramState]):
-    """A dense product rule, `T(W) = G W` with `G = B B^T`; without `G`, `T(W) = W`.
-
-    If `divided`, `K` is kept divided by `G`: then `F = G (W + s K)`, so that `G` can also be applied to the
-    error, `F^T delta = (W + s K)^T (G delta)`. That is the cheaper way where there are fewer positions
-    than inputs to a neuron.
-    """
-
-    state_type: ClassVar[Any] = GramState
-    divided: bool = False
-
-    def feedback_weight(self, W: Tensor, state: GramState) -> Tensor:
-        """Return `F = G (W + s K)`, or `G W + s K`."""
-        if not self.divided:
-            return super().feedback_weight(W, state)
-        return self.transport(self.with_start(W, state), state)
-
-    def transport(self, W: Tensor, state: GramState) -> Tensor:
-        """Return `G W`."""
-        if state.G is None:
-            return W
-        G, matrix = state.G.to(W.dtype), self.layout.to_blocks(W, len(state.G))
-        # With one output to a block, as in a depthwise convolution, the product is one of numbers.
-        return self.layout.from_blocks(G * matrix if G.shape[-1] == 1 else torch.bmm(G, matrix))
-
-    def gram(self, state: GramState) -> Tensor:
-        """Return `G`."""
-        if state.G is not None:
-            return state.G
-        groups, size = self.layout.groups, self.layout.outputs // self.layout.groups
-        return torch.eye(size, dtype=state.K.dtype, device=state.K.device).expand(groups, size, size)
-
-    def start(self, W: Tensor, F: Tensor, G: Tensor | None) -> GramState:
-        """Return the state that makes the feedback weight of the forward weight `W` equal to `F`."""
-        forgetting = nothing_forgotten(W)
-        if G is None or not self.divided:
-            return GramState(forgetting, F - self.transport(W, GramState(forgetting, W, G)), G)
-        unmixed = torch.linalg.solve(G.double(), self.layout.to_blocks(F.double(), len(G)))
-        return GramState(forgetting, self.layout.from_blocks(unmixed).to(W.dtype) - W, G)
-
-    def beside_start(self, W: Tensor, state: GramState) -> Tensor:
-        """Return `W`, or `G W`."""
-        return W if self.divided else self.transport(W, state)
-
-    def backward(
-        self,
-        operation: Operation,
-        delta: Tensor,
-        x: Tensor,
-        W: Tensor,
-        state: GramState,
-        needs: Needs,
-        learns: bool,
-    ) -> tuple[Gradients, Tensor | None]:
-        """Apply `G` to the weight or to the error, whichever is smaller."""
-        if not needs[0] or state.G is None or not self._error_is_smaller(delta, W, state.G):
-            return super().backward(operation, delta, x, W, state, needs, learns)
-        below = operation.to_middle(delta, state.G.to(W.dtype))
-        grad_x, _, _ = operation.gradients(below, x, self.with_start(W, state), (True, False, False))
-        _, grad_W, grad_b = operation.gradients(delta, x, W, (False, *needs[1:]))
-        return (grad_x, grad_W, grad_b), None
-
-    def _error_is_smaller(self, delta: Tensor, W: Tensor, G: Tensor) -> bool:
-        groups, outputs = self.layout.groups, self.layout.outputs
-        if len(G) != groups or outputs == groups or not (self.divided or self.forgotten):
-            return False
-        return delta.numel() // outputs < W.numel() // outputs * groups

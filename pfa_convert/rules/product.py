@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pfa_convert.feedback.collapsed import Collapsed, GramPathway, GramState, nothing_forgotten
+from pfa_convert.feedback.collapsed import Collapsed, nothing_forgotten
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.feedback.operations import Gradients, Needs, Operation
 from pfa_convert.feedback.pathway import Pathway
 from pfa_convert.feedback.plastic import PlasticPathway
+from pfa_convert.feedback.product_pathway import (
+    ExplicitPathway,
+    GramPathway,
+    GramState,
+    ProductPathway,
+    ProductState,
+    divisible,
+)
 from pfa_convert.feedback.strategy import Strategy
 from pfa_convert.feedback.wishart import bartlett_factor, product_with_transpose
 from pfa_convert.rules.base import RULES, PlasticRule, SparseRule
 from pfa_convert.rules.draw import Draw
-
-SAFE_EXPANSION = 2.0
-"""From here on the condition number of a random `G` is about 34 or less, so dividing by it is safe."""
 
 
 class ProductRule(SparseRule, PlasticRule):
@@ -135,7 +138,7 @@ class ProductFeedbackAlignment(ProductRule):
         degrees = (middle - torch.arange(outputs, dtype=torch.float64, device="cpu")).expand(blocks, outputs)
         L = bartlett_factor(exact.normal((blocks, outputs, outputs)), exact.chi(degrees))
         Z = exact.normal((blocks, outputs, W.numel() // layout.outputs), sigma)
-        pathway = GramPathway(layout, divided=_divisible(outputs, middle))
+        pathway = GramPathway(layout, divided=divisible(outputs, middle))
         if pathway.divided:
             # G^-1 F_0 = sqrt(N_mid) L^-T Z
             unmixed = torch.linalg.solve_triangular(L.mT, Z, upper=True).mul_(math.sqrt(middle))
@@ -187,85 +190,3 @@ def _aligned(pathway: Pathway[Any], W: Tensor, state: Any) -> Any:
     assert isinstance(pathway, ProductPathway)
     R = pathway.change(W, state)
     return state._replace(R=R if state.mask is None else R * state.mask)
-
-
-class ProductState(NamedTuple):
-    """`R` and `mask` have the weight's shape, with N_mid outputs; `B` is block-diagonal.
-
-    `B` is `(blocks, N_out/blocks, N_mid/blocks)`, with a multiple of the weight's groups as blocks.
-    """
-
-    B: Tensor
-    R: Tensor
-    mask: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ProductPathway(PlasticPathway[ProductState]):
-    """Strategy `fused`: one product of weights per step. `orthogonal` says that `B B^T = I`."""
-
-    state_type: ClassVar[Any] = ProductState
-    plastic: ClassVar[str] = "R"
-    orthogonal: bool = False
-
-    def feedback_weight(self, W: Tensor, state: ProductState) -> Tensor:
-        """Return `F = B R`."""
-        B, R = state.B.to(W.dtype), state.R.to(W.dtype)
-        return self.layout.from_blocks(torch.bmm(B, self._middle(B).to_blocks(R, len(B))))
-
-    def change(self, dW: Tensor, state: ProductState) -> Tensor:
-        """Return `B^T dW`."""
-        B = state.B.to(dW.dtype)
-        return self._middle(B).from_blocks(torch.bmm(B.mT, self.layout.to_blocks(dW, len(B))))
-
-    def gram(self, state: ProductState) -> Tensor:
-        """Return `B B^T`."""
-        return torch.bmm(state.B, state.B.mT)
-
-    def closed_form(self, W: Tensor, state: ProductState) -> tuple[Collapsed[Any], Any]:
-        """Return `F = G W + s K`, unless `R` is masked."""
-        if state.mask is not None:
-            return super().closed_form(W, state)
-        _, outputs, middle = state.B.shape
-        divided = not self.orthogonal and _divisible(outputs, middle)
-        pathway = GramPathway(self.layout, divided=divided)
-        G = None if self.orthogonal else self.gram(state)
-        return pathway, pathway.start(W, self.feedback_weight(W, state), G)
-
-    def _middle(self, B: Tensor) -> WeightLayout:
-        return self.layout.with_outputs(len(B) * B.shape[2])
-
-
-@dataclass(frozen=True)
-class ExplicitPathway(ProductPathway):
-    """Strategy `explicit`: the literal two steps through the middle population, `R` taught by activity."""
-
-    def backward(
-        self,
-        operation: Operation,
-        delta: Tensor,
-        x: Tensor,
-        W: Tensor,
-        state: ProductState,
-        needs: Needs,
-        learns: bool,
-    ) -> tuple[Gradients, Tensor | None]:
-        """Send `B^T delta` to the middle neurons, and from there through `R`; `dL/dR` is local to them."""
-        B, R = self._by_group(state.B.to(W.dtype)), state.R.to(W.dtype)
-        middle = operation.to_middle(delta, B)
-        grad_x, grad_R, _ = operation.gradients(middle, x, R, (needs[0], learns, False))
-        _, grad_W, grad_b = operation.gradients(delta, x, W, (False, *needs[1:]))
-        if grad_R is not None:
-            grad_R = grad_R.to(state.R.dtype) if state.mask is None else state.mask * grad_R
-        return (grad_x, grad_W, grad_b), grad_R
-
-    def _by_group(self, B: Tensor) -> Tensor:
-        """Return `B` with one matrix for each of the weight's groups."""
-        groups = self.layout.groups
-        if len(B) == groups:
-            return B
-        return torch.stack([torch.block_diag(*blocks) for blocks in B.unflatten(0, (groups, -1))])
-
-
-def _divisible(outputs: int, middle: int) -> bool:
-    return middle >= SAFE_EXPANSION * outputs
