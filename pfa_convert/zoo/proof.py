@@ -28,18 +28,25 @@ from pfa_convert.audit.account import SITE, SKIPPED
 from pfa_convert.audit.verify import verify_both_modes
 from pfa_convert.comparison import largest_difference, run_once, undisturbed
 from pfa_convert.convert import convert, revert
-from pfa_convert.models import build, example
+from pfa_convert.models import build
 from pfa_convert.zoo.coverage import build_on_meta
 from pfa_convert.zoo.errors import ErrorsBelow
+from pfa_convert.zoo.runs import (
+    differentiable,
+    double,
+    gradients,
+    loss,
+    single,
+    smallest_inputs,
+    with_gradients,
+    without_zeros,
+)
 from pfa_convert.zoo.sweep import kind_and_text, time_limit
 
 TOLERANCE = 1e-10
 """For float64 gradients, relative to each Parameter's own or, where larger, a 1e-4 of the mean one's norm.
 
 The second is for gradients that are zero but for rounding: a bias in front of a BatchNorm's."""
-
-SMALL_SIZES = (64, 128, 192, None)
-"""Sizes of image to try, in pixels; None is the model's own."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +111,9 @@ def prove(name: str, largest: float = math.inf, limit: int = 900) -> Proof | Non
 
 def _prove(name: str, findings: _Findings) -> None:
     plain = build(name)
-    _without_zeros(plain)
+    without_zeros(plain)
     findings.figures["parameters"] = _elements(plain)
-    size, inputs = _smallest_inputs(name, plain)
+    size, inputs = smallest_inputs(name, plain)
     findings.figures["size"] = "own" if size is None else str(size)
 
     _prove_forward_and_errors(plain, inputs, findings)
@@ -130,10 +137,10 @@ def _prove_forward_and_errors(plain: nn.Module, inputs: Any, findings: _Findings
     for training in (True, False):
         theirs = run_once(reference, training, inputs)
         with undisturbed(converted, training):
-            outputs = converted(*_with_gradients(inputs))
+            outputs = converted(*with_gradients(inputs))
             forward = max(forward, largest_difference(outputs, theirs))
-            errors = ErrorsBelow(_differentiable(outputs), set(weights))
-            _loss(outputs).backward()
+            errors = ErrorsBelow(differentiable(outputs), set(weights))
+            loss(outputs).backward()
         direct |= {weights[weight] for weight in errors.applied}
         changed |= {weights[weight] for weight in errors.changed}
         silent |= {weights[weight] for weight in errors.silent}
@@ -159,10 +166,10 @@ def _moves_the_error(converted: nn.Module, weight: str, inputs: Any) -> bool:
     for factor in (1.0, 3.0):
         for tensor in state:
             tensor.data.mul_(factor)
-        given = _with_gradients(inputs)
+        given = with_gradients(inputs)
         converted.zero_grad()
         with undisturbed(converted, True):
-            _loss(converted(*given)).backward()
+            loss(converted(*given)).backward()
         tensors = [
             *converted.parameters(),
             *(leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)),
@@ -184,7 +191,7 @@ def _prove_the_way_back(plain: nn.Module, converted: nn.Module, findings: _Findi
 
 
 def _prove_backpropagation(plain: nn.Module, inputs: Any, findings: _Findings) -> None:
-    theirs, ours = _gradients(copy.deepcopy(plain), inputs), _gradients(convert(plain, "bp"), inputs)
+    theirs, ours = gradients(copy.deepcopy(plain), inputs), gradients(convert(plain, "bp"), inputs)
     findings.claim(ours.keys() == theirs.keys(), "bp gives other parameters a gradient")
     difference = max(largest_difference(ours[name], theirs[name]) for name in theirs)
     findings.figures["backpropagation"] = difference
@@ -192,16 +199,16 @@ def _prove_backpropagation(plain: nn.Module, inputs: Any, findings: _Findings) -
 
 
 def _prove_feedback(plain: nn.Module, inputs: Any, findings: _Findings) -> None:
-    plain, inputs = plain.double(), tree_map(_double, inputs)
+    plain, inputs = plain.double(), tree_map(double, inputs)
     try:
         run_once(copy.deepcopy(plain), True, inputs)
     except RuntimeError as error:
         if "Double" not in str(error):
             raise
         findings.notes.append("compared in float32, since the model does not run in float64")
-        plain, inputs = plain.float(), tree_map(_single, inputs)
-    theirs = _gradients(copy.deepcopy(plain), inputs)
-    ours = _gradients(convert(plain, "bp", options={"strategy": "explicit"}), inputs)
+        plain, inputs = plain.float(), tree_map(single, inputs)
+    theirs = gradients(copy.deepcopy(plain), inputs)
+    ours = gradients(convert(plain, "bp", options={"strategy": "explicit"}), inputs)
     findings.claim(ours.keys() == theirs.keys(), "F = W gives other parameters a gradient")
     typical = sum(gradient.norm().item() for gradient in theirs.values()) / len(theirs)
     errors = {
@@ -215,64 +222,3 @@ def _prove_feedback(plain: nn.Module, inputs: Any, findings: _Findings) -> None:
 
 def _elements(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _smallest_inputs(name: str, plain: nn.Module) -> tuple[int | None, Any]:
-    """Return the first small inputs that the plain model takes in both modes, with finite outputs.
-
-    A model is only ever run as a copy: some keep what they computed, and cannot be copied then.
-    """
-    plain = copy.deepcopy(plain)
-    for size in SMALL_SIZES:
-        inputs = example(name, size)
-        try:
-            outputs = [run_once(plain, training, inputs) for training in (True, False)]
-        except Exception:
-            if size is None:
-                raise
-            continue
-        if size is None or all(bool(o.isfinite().all()) for o in _differentiable(outputs)):
-            return size, inputs
-    raise AssertionError("the last size returns or raises")
-
-
-@torch.no_grad()
-def _without_zeros(model: nn.Module) -> None:
-    """Move gains, biases and what starts at zero: behind a zero, no error would arrive to be compared."""
-    for parameter in model.parameters():
-        if parameter.dim() < 2 or not parameter.any():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-
-
-def _gradients(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
-    model.zero_grad()
-    with undisturbed(model, training=True):
-        _loss(model(*inputs)).backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def _loss(outputs: Any) -> Tensor:
-    """Return a sum of the outputs with fixed random weights, so that no error cancels."""
-    generator = torch.Generator().manual_seed(1)
-    terms = []
-    for output in _differentiable(outputs):
-        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
-        terms.append((output * weights).nan_to_num(0, 0, 0).mean())
-    return torch.stack(terms).sum()
-
-
-def _differentiable(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
-
-
-def _with_gradients(inputs: Any) -> Any:
-    images, *others = inputs
-    return tree_map(lambda image: image.clone().requires_grad_(), images), *others
-
-
-def _double(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
-def _single(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
