@@ -11,8 +11,7 @@ from pfa_convert.models import build
 from pfa_convert.recipe_files import packaged_recipes
 from pfa_convert.reporting.results import paper
 from pfa_convert.reporting.rows import PAPER_SEEDS
-from pfa_convert.training.epoch import set_schedules
-from pfa_convert.training.schedules import factor
+from pfa_convert.training.schedules import factor, set_schedules
 from pfa_convert.training.setup import make_optimizer
 
 
@@ -34,7 +33,7 @@ def test_the_optimizer_gets_the_papers_mnist_protocol(rule):
     assert type(optimizer) is torch.optim.SGD
     got = []
     for epoch in range(recipe.train.epochs):
-        set_schedules(recipe, optimizer, epoch)
+        set_schedules(recipe.train, optimizer, epoch)
         (group,) = optimizer.param_groups
         assert (group["momentum"], group["nesterov"], group["dampening"]) == (0.9, False, 0)
         got.append((group["lr"], group["weight_decay"]))

@@ -30,9 +30,8 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
         if not folders:
             raise UserError("holds no run that has completed an epoch", where=str(path))
         for folder in map(RunFolder, folders):
-            untrained, *records = _from_epoch_0(folder.records())
             made = json.loads(folder.environment.read_text(encoding="utf-8"))
-            run = Run(folder.kept_recipe(), made["seed"], tuple(records), untrained, made)
+            run = Run(folder.kept_recipe(), made["seed"], tuple(folder.records()), made)
             if run.records:
                 found.append((folder, run))
     experiments: dict[str, dict[str, Variant]] = {}
@@ -80,11 +79,6 @@ def task_of(variant: Variant) -> tuple[Any, ...]:
     """Return what two variants must share to be compared: model, initial weights, data and epochs."""
     recipe = variant.recipe
     return recipe.model, recipe.init, recipe.data, recipe.train.epochs
-
-
-def _from_epoch_0(records: list[dict[str, Any]]) -> list[Any]:
-    """Return a record for each epoch from 0 on, None for that one where the log begins later."""
-    return records if records and records[0]["epoch"] == 0 else [None, *records]
 
 
 def _in_order(variants: dict[str, Variant]) -> dict[str, Variant]:

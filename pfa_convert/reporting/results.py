@@ -11,19 +11,24 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pfa_convert.recipe import Recipe
+from pfa_convert.training.record import EpochRecord
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its recipe, seed, and a record for each epoch."""
+    """One run: its recipe, seed and log."""
 
     recipe: Recipe
     seed: int
-    records: tuple[Mapping[str, Any], ...]
-    untrained: Mapping[str, Any] | None = None
-    """The record of epoch 0, where the run has one: alignment alone."""
+    log: tuple[EpochRecord, ...]
+    """Epoch by epoch, from epoch 0 on where the log has it; those of earlier versions begin with 1."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Where and how the run was made, as its folder has it."""
+
+    @property
+    def records(self) -> tuple[EpochRecord, ...]:
+        """The records of the epochs that the run was trained for."""
+        return tuple(record for record in self.log if record.epoch > 0)
 
     @property
     def finished(self) -> bool:
@@ -33,19 +38,17 @@ class Run:
     @property
     def accuracies(self) -> list[float]:
         """Top-1 in percent after each epoch, on the images that the run is evaluated on."""
-        key = "validation_top1" if self.recipe.data.validation else "test_top1"
-        return [record[key] for record in self.records]
+        return [record.top1 for record in self.records]
 
     def by_site(self, key: str) -> dict[str, list[float]]:
         """Return `angle_deg` or `norm_ratio` of each site after each epoch, from `first_aligned` on."""
-        records = (self.untrained, *self.records) if self.untrained else self.records
-        sites = records[-1]["alignment"] if records else {}
-        return {site: [record["alignment"][site][key] for record in records] for site in sites}
+        sites = self.log[-1].alignment if self.log else {}
+        return {site: [record.alignment[site][key] for record in self.log] for site in sites}
 
     @property
     def first_aligned(self) -> int:
         """The epoch of the first value of `by_site`: 0, or 1 for a run whose log begins there."""
-        return 0 if self.untrained else 1
+        return self.log[0].epoch
 
 
 @dataclass(frozen=True)

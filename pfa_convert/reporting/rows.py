@@ -106,5 +106,5 @@ def _row(variant: Variant, gap: tuple[float | None, float | None], paper_bp: flo
         paper_gap=None if paper_mean is None or paper_bp is None else paper_mean - paper_bp,
         difference=difference,
         within_noise=within,
-        seconds=fmean(sum(record["seconds"] for record in run.records) for run in variant.finished),
+        seconds=fmean(sum(record.seconds or 0 for record in run.records) for run in variant.finished),
     )

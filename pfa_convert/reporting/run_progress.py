@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pfa_convert.recipe import Recipe
+from pfa_convert.training.record import EpochRecord
 from pfa_convert.training.watcher import Watcher
+
+INTERVAL = 0.2
+"""Seconds between two moves of the bar; one takes longer than a small batch."""
 
 
 class ProgressWatcher(Watcher):
@@ -25,10 +29,11 @@ class ProgressWatcher(Watcher):
             refresh_per_second=4,
         )
 
-    def start(self, recipe: Recipe, seed: int, steps: int) -> None:
+    def start(self, recipe: Recipe, seed: int, images: int) -> None:
         """Begin the bar; one step is one image."""
         self._epochs = recipe.train.epochs
-        self._task = self._progress.add_task(f"{recipe.name} seed {seed}", total=steps, speed="")
+        self._moved, self._pending = time.perf_counter(), 0
+        self._task = self._progress.add_task(f"{recipe.name} seed {seed}", total=images, speed="")
         self._progress.start()
 
     def note(self, text: str) -> None:
@@ -36,23 +41,27 @@ class ProgressWatcher(Watcher):
         self._progress.console.print(text, markup=False)
 
     def step(self, images: int) -> None:
-        """Move the bar."""
-        self._progress.advance(self._task, images)
+        """Move the bar, if that is due."""
+        self._pending += images
+        if time.perf_counter() - self._moved > INTERVAL:
+            self._move()
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: EpochRecord) -> None:
         """Show the epoch's figures, in a line of its own."""
-        accuracy = next(
-            value for key, value in record.items() if key.endswith(("test_top1", "validation_top1"))
-        )
-        speed = f"{record['images_per_second']:,.0f} images/s"
+        self._move()
+        speed = f"{record.images_per_second:,.0f} images/s"
         aligned = ""
-        if "angle_deg" in record:
-            aligned = f"angle {record['angle_deg']:.1f} deg  ratio {record['norm_ratio']:.3f}  "
+        if record.angle_deg is not None:
+            aligned = f"angle {record.angle_deg:.1f} deg  ratio {record.norm_ratio:.3f}  "
         self._progress.update(self._task, speed=speed)
         self._progress.console.print(
-            f"epoch {record['epoch']:>3}/{self._epochs}  loss {record['train_loss']:.4f}  "
-            f"top-1 {accuracy:.2f} %  {aligned}{speed}"
+            f"epoch {record.epoch:>3}/{self._epochs}  loss {record.train_loss:.4f}  "
+            f"top-1 {record.top1:.2f} %  {aligned}{speed}"
         )
+
+    def _move(self) -> None:
+        self._progress.advance(self._task, self._pending)
+        self._moved, self._pending = time.perf_counter(), 0
 
     def stop(self) -> None:
         """End the bar, if it has begun."""

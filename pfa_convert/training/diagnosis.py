@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pfa_convert.training.epoch import train_epoch
+from pfa_convert.training.batch import batches, train_batch
 from pfa_convert.training.session import Session
-from pfa_convert.training.stopping import StopRequest
-from pfa_convert.training.watcher import Watcher
 
 
 class NotFinite(Exception):
@@ -29,7 +27,10 @@ def first_not_finite(session: Session, checkpoint: Path, epoch: int) -> str:
     gradients = not session.scaler.is_enabled()
     try:
         with stopping_at_the_first(session.model, session.optimizer, gradients):
-            train_epoch(session, epoch, StopRequest(), Watcher())
+            for batch in batches(session, epoch):
+                loss, _ = train_batch(session, batch)
+                if not _finite(loss):
+                    break
     except NotFinite as found:
         return f"first not finite was {found}"
     return "only the loss itself was not finite"

@@ -15,6 +15,7 @@ from pfa_convert.files import write_text
 from pfa_convert.recipe import Recipe, parse_recipe
 from pfa_convert.recipe_text import read_mapping
 from pfa_convert.training.earlier import as_of_now, refuse_other_images
+from pfa_convert.training.record import EpochRecord
 
 CHANGEABLE = ("train.epochs", "train.seeds", "data.root", "data.workers", "expect", "experiment", "variant")
 """What of a recipe may be another when a run goes on: it does not change what was done so far."""
@@ -106,7 +107,7 @@ class RunFolder:
             if shape not in ("multistep", "constant"):
                 problem = f"{change}, and the {shape} {key} of its epochs depends on it"
                 raise UserError(f"cannot be extended: {problem}", where=str(self.path))
-        if recipe.train.epochs < (completed := max((r["epoch"] for r in self.records()), default=0)):
+        if recipe.train.epochs < (completed := max((r.epoch for r in self.records()), default=0)):
             raise UserError(f"cannot be made shorter: {change}, {completed} are done", where=str(self.path))
 
     def extend(self, recipe: Recipe) -> None:
@@ -120,20 +121,22 @@ class RunFolder:
         content = as_of_now(read_mapping(self.recipe), self.surroundings())
         return parse_recipe(content, str(self.recipe))
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: EpochRecord) -> None:
         """Add one line to the log."""
         with self.log.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(record.to_json() + "\n")
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[EpochRecord]:
         """Return the log's records, without a last line that a killed run left half written."""
-        lines = self.log.read_text().split("\n")[:-1] if self.log.exists() else []
-        return [json.loads(line) for line in lines]
+        return [EpochRecord.from_json(line) for line in self._lines()]
 
     def truncate(self, epochs: int) -> None:
         """Drop log lines of epochs that the last checkpoint does not include."""
-        kept = [record for record in self.records() if record["epoch"] <= epochs]
-        write_text(self.log, "".join(json.dumps(record) + "\n" for record in kept))
+        kept = [line for line in self._lines() if EpochRecord.from_json(line).epoch <= epochs]
+        write_text(self.log, "".join(f"{line}\n" for line in kept))
+
+    def _lines(self) -> list[str]:
+        return self.log.read_text().split("\n")[:-1] if self.log.exists() else []
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result; its presence marks the run as finished."""

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import math
 
-from pfa_convert.recipe import ScheduleSection
+import torch
+
+from pfa_convert.recipe import ScheduleSection, TrainSection
+
+
+def set_schedules(section: TrainSection, optimizer: torch.optim.Optimizer, completed: int) -> None:
+    """Set learning rate and weight decay for the epoch after so many completed ones."""
+    first, epochs = section.optimizer, section.epochs
+    for group in optimizer.param_groups:
+        group["lr"] = first.lr * factor(section.lr_schedule, completed, epochs)
+        group["weight_decay"] = first.weight_decay * factor(section.weight_decay_schedule, completed, epochs)
 
 
 def factor(schedule: ScheduleSection, epoch: float, epochs: int) -> float:

@@ -1,7 +1,12 @@
-"""From a recipe to what the loop needs: the converted model, the optimizer, the coupling."""
+"""From a recipe to what the loop needs: the converted model, the data, the optimizer."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pfa_convert.convert import convert
-from pfa_convert.data import load_data
+from pfa_convert.data import Data, load_data
 from pfa_convert.data.base import Shard
-from pfa_convert.errors import UserError
+from pfa_convert.errors import UserError, one_line
 from pfa_convert.models import build
-from pfa_convert.recipe import OptimizerSection, Recipe
+from pfa_convert.recipe import DataSection, OptimizerSection, Recipe
 from pfa_convert.recipe_check import optimizer_class
+from pfa_convert.training.distributed import Processes
 
 
 def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
@@ -38,17 +44,22 @@ def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
     return model.to(device).to(memory_format=memory_format)
 
 
-def first_batch(recipe: Recipe, data_root: Path | None = None) -> tuple[Tensor, Tensor]:
-    """Return the first batch of the images that a run of the recipe is evaluated on, with their labels."""
-    section = recipe.data
-    data = load_data(
+def make_data(section: DataSection, root: str | Path | None, device: torch.device) -> Data:
+    """Return the data set for training on the device; `root` replaces the section's."""
+    return load_data(
         section.dataset,
-        data_root or Path(section.root),
+        Path(root or section.root),
         validation=section.validation,
-        device=torch.device("cpu"),
-        workers=0,
+        device=device,
+        workers=section.workers,
         options=section.options,
     )
+
+
+def first_batch(recipe: Recipe, data_root: Path | None = None) -> tuple[Tensor, Tensor]:
+    """Return the first batch of the images that a run of the recipe is evaluated on, with their labels."""
+    section = recipe.data.model_copy(update={"workers": 0})
+    data = make_data(section, data_root, torch.device("cpu"))
     return next(iter(data.evaluation.batches(section.batch_size, Shard())))
 
 
@@ -65,3 +76,43 @@ def make_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.O
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where=where) from error
     return optimizer
+
+
+@torch.no_grad()
+def check_fit(recipe: Recipe, model: nn.Module, data: Data, processes: Processes) -> None:
+    """Raise UserError unless the model takes the data's images and has an output for each class."""
+    if recipe.data.batch_size < processes.shard.world:
+        raise UserError(f"data.batch_size: fewer images than processes ({processes.shard.world})")
+    images = torch.zeros(2, *data.image_shape, device=processes.device)
+    size = "x".join(map(str, data.image_shape))
+    model.eval()
+    try:
+        logits = model(images)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        reason = one_line(error, 160)
+        raise UserError(f"{recipe.model.name} does not take images of {size}: {reason}") from None
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise UserError(f"{recipe.model.name} does not return logits of the shape (batch, classes)")
+    if logits.shape[1] < data.num_classes:
+        raise UserError(
+            f"{recipe.model.name} has {logits.shape[1]} outputs, the data set {recipe.data.dataset!r} "
+            f"{data.num_classes} classes: set model.num_classes"
+        )
+    model.train()
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether `torch.compile` finds what it needs: for a CPU, the C++ compiler that it would call."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return device.type != "cpu" or shutil.which(os.environ.get("CXX", usual)) is not None
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Allow only algorithms that give the same bits in every run, for a while."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from pfa_convert.training.record import EpochRecord
 
 
-class TensorBoard:
-    """Writes each epoch's record as scalars; does nothing without the package `tensorboard`.
+@contextmanager
+def tensorboard(folder: Path, completed: int) -> Iterator[Callable[[EpochRecord], None]]:
+    """Yield the function that writes an epoch's record; it does nothing without the package `tensorboard`.
 
     Args:
         folder: where the event files go.
         completed: epochs that the run has behind it; what was written of later ones is hidden.
     """
+    if find_spec("tensorboard") is None:
+        yield lambda record: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: Path, completed: int) -> None:
-        self._writer: Any = None
-        if find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
+    with SummaryWriter(folder, purge_step=completed + 1) as writer:
 
-            self._writer = SummaryWriter(folder, purge_step=completed + 1)
+        def write(record: EpochRecord) -> None:
+            scalars = {key: value for key, value in vars(record).items() if isinstance(value, float)}
+            for site, values in record.alignment.items():
+                scalars |= {f"{key}/{site}": value for key, value in values.items()}
+            for site, degrees in (record.gradient_angle_deg or {}).items():
+                scalars[f"gradient_angle_deg/{site}"] = degrees
+            for tag, value in scalars.items():
+                writer.add_scalar(tag, value, record.epoch)
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Write one epoch's record."""
-        if self._writer is None:
-            return
-        epoch = record["epoch"]
-        for key, value in record.items():
-            if isinstance(value, float):
-                self._writer.add_scalar(key, value, epoch)
-        for site, values in record["alignment"].items():
-            for key, value in values.items():
-                self._writer.add_scalar(f"{key}/{site}", value, epoch)
-        for site, degrees in record.get("gradient_angle_deg", {}).items():
-            self._writer.add_scalar(f"gradient_angle_deg/{site}", degrees, epoch)
-
-    def close(self) -> None:
-        """Write what is left."""
-        if self._writer is not None:
-            self._writer.close()
+        yield write

@@ -37,7 +37,7 @@ def test_an_earlier_checkpoint_holds_the_feedback_weights_that_its_log_tells_of(
     assert folder.kept_recipe().convert.options["law"] == "uniform"
     model = make_model(folder.kept_recipe(), folder.seed, torch.device("cpu"))
     load_model(folder.last, model)
-    measured, told = alignment(model), folder.records()[-1]["alignment"]
+    measured, told = alignment(model), folder.records()[-1].alignment
     assert measured.keys() == told.keys()
     for site, values in told.items():
         assert measured[site] == pytest.approx(values, rel=1e-4)  # float32, by another version
@@ -53,9 +53,9 @@ def test_an_earlier_run_of_a_packaged_recipe_is_extended_and_says_what_differs(e
     called = call("train", name, *arguments, "--output", folder.path, "--resume")
     assert called.code == 0 and "begun by an earlier version" in called.printed
     after = folder.records()
-    assert [record["epoch"] for record in after] == [1, 2, 3, 4] and after[:3] == before
+    assert [record.epoch for record in after] == [1, 2, 3, 4] and after[:3] == before
     # One epoch at a weight decay of 0.03 lets F turn on, not start anew at 80 degrees.
-    assert 0 < before[-1]["angle_deg"] - after[-1]["angle_deg"] < 20
+    assert 0 < before[-1].angle_deg - after[-1].angle_deg < 20
     assert load_recipe(folder.recipe).convert.options["law"] == "uniform"
 
 

@@ -28,7 +28,7 @@ class InterruptAfter(Watcher):
         self._epoch = epoch
 
     def epoch(self, record):
-        if record["epoch"] == self._epoch:
+        if record.epoch == self._epoch:
             raise _Interrupt
 
 
@@ -103,7 +103,7 @@ class TerminateAfter(Watcher):
         self._epoch = epoch
 
     def epoch(self, record):
-        if record["epoch"] == self._epoch:
+        if record.epoch == self._epoch:
             os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -59,7 +59,7 @@ def test_an_extended_run_is_the_longer_run(tmp_path, rule):
     assert extended.epochs == 4 and extended.final_top1 == whole.final_top1
     assert same_bytes(tmp_path / "extended" / "last.safetensors", tmp_path / "whole" / "last.safetensors")
     assert load_recipe(tmp_path / "extended" / "recipe.yaml") == long
-    assert [r["epoch"] for r in RunFolder(tmp_path / "extended").records()] == list(range(5))
+    assert [r.epoch for r in RunFolder(tmp_path / "extended").records()] == list(range(5))
     assert train(long, output=tmp_path / "extended", resume=True) == extended
 
 

@@ -1,0 +1,62 @@
+"""What a run tells of an epoch: a line of its log."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from statistics import fmean
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """A line of `log.jsonl`: its keys are these fields, in this order, without those that are None.
+
+    Losses are means in nats, accuracies are in percent, angles in degrees.
+    """
+
+    epoch: int
+    """From 1 on; the line of epoch 0 is written before training, and tells of the alignment alone."""
+    train_loss: float | None = None
+    train_top1: float | None = None
+    validation_loss: float | None = None
+    validation_top1: float | None = None
+    validation_top5: float | None = None
+    test_loss: float | None = None
+    """Where images are held out for validation, only in the epochs that are the best so far."""
+    test_top1: float | None = None
+    test_top5: float | None = None
+    angle_deg: float | None = None
+    """The mean over the sites, as is `norm_ratio`; None where no rule sends the error along the layers."""
+    norm_ratio: float | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    alignment: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """`{site: {"angle_deg", "norm_ratio"}}`."""
+    gradient_angle_deg: Mapping[str, float] | None = None
+    """By site, the angle to backpropagation's gradient, where the recipe asks for it."""
+
+    @property
+    def top1(self) -> float:
+        """The accuracy on the images that the run is evaluated on; nan before training."""
+        found = self.test_top1 if self.validation_top1 is None else self.validation_top1
+        return math.nan if found is None else found
+
+    def to_json(self) -> str:
+        """Return the line, without its end."""
+        return json.dumps({key: value for key, value in vars(self).items() if value is not None})
+
+    @classmethod
+    def from_json(cls, line: str) -> EpochRecord:
+        """Read a line; keys that a later version may have added are passed over."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in json.loads(line).items() if key in known})
+
+
+def means(alignment: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the means over the sites as fields of EpochRecord; none where there is no site."""
+    keys = ("angle_deg", "norm_ratio") if alignment else ()
+    return {key: fmean(site[key] for site in alignment.values()) for key in keys}

@@ -1,0 +1,42 @@
+"""A line of the log: the format in which runs of all versions are read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pfa_convert.training import EpochRecord
+from pfa_convert.training.run_folder import RunFolder
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+LINE = (
+    '{"epoch": 3, "train_loss": 0.5, "train_top1": 80.0, "validation_loss": 0.6, "validation_top1": 79.0, '
+    '"validation_top5": 99.0, "test_loss": NaN, "test_top1": 78.0, "test_top5": 98.0, "angle_deg": 20.0, '
+    '"norm_ratio": 1.1, "lr": 0.1, "weight_decay": 0.0, "seconds": 2.5, "images_per_second": 400.0, '
+    '"alignment": {"1": {"angle_deg": 20.0, "norm_ratio": 1.1}}, "gradient_angle_deg": {"1": 30.0}}'
+)
+
+
+def test_a_line_is_written_as_it_was_read():
+    assert EpochRecord.from_json(LINE).to_json() == LINE
+    logs = sorted(RESULTS.rglob("log.jsonl"))
+    assert len(logs) > 100
+    for log in logs:
+        for line in log.read_text().splitlines():
+            assert EpochRecord.from_json(line).to_json() == line, log
+
+
+@pytest.mark.parametrize(("left_out", "top1"), [((), 79.0), (("test",), 79.0), (("validation",), 78.0)])
+def test_a_run_is_evaluated_on_the_images_held_out_if_there_are_any(left_out, top1):
+    content = {key: value for key, value in json.loads(LINE).items() if not key.startswith(left_out)}
+    assert EpochRecord.from_json(json.dumps(content)).top1 == top1
+
+
+def test_what_a_later_version_adds_is_passed_over_and_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    later = LINE.replace("{", '{"flops": [1, 2], ', 1)
+    half = LINE[:50]
+    folder.log.write_text(f"{later}\n{later.replace(': 3', ': 4', 1)}\n{half}")
+    assert [record.epoch for record in folder.records()] == [3, 4]
+    folder.truncate(3)
+    assert folder.log.read_text() == f"{later}\n"
