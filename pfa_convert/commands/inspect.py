@@ -58,7 +58,7 @@ def _run(path: Path, data: Path | None) -> tuple[str, Any, tuple[Any, ...]]:
     folder = RunFolder(path)
     if not folder.recipe.exists() or not folder.last.exists():
         raise UserError("is not the folder of a run", where=str(folder.path))
-    recipe = folder.kept_recipe()
+    recipe = folder.read_recipe()
     model = make_model(recipe, folder.seed, torch.device("cpu"))
     load_model(folder.last, model)
     images, labels = first_batch(recipe, data)

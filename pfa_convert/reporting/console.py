@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pfa_convert.graph.report import ConversionReport, SiteReport
     from pfa_convert.inspection import SiteInspection
     from pfa_convert.recipe import ExpectSection, Recipe
-    from pfa_convert.training.result import RunResult
+    from pfa_convert.training.record import RunResult
     from pfa_convert.zoo.sweep import Line
 
 console = Console(highlight=False, soft_wrap=True)

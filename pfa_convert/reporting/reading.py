@@ -31,7 +31,7 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
             raise UserError("holds no run that has completed an epoch", where=str(path))
         for folder in map(RunFolder, folders):
             made = json.loads(folder.environment.read_text(encoding="utf-8"))
-            run = Run(folder.kept_recipe(), made["seed"], tuple(folder.records()), made)
+            run = Run(folder.read_recipe(), made["seed"], tuple(folder.records()), made)
             if run.records:
                 found.append((folder, run))
     experiments: dict[str, dict[str, Variant]] = {}

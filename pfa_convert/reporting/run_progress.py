@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.record import EpochRecord
 from pfa_convert.training.watcher import Watcher
-
-INTERVAL = 0.2
-"""Seconds between two moves of the bar; one takes longer than a small batch."""
 
 
 class ProgressWatcher(Watcher):
@@ -32,7 +27,6 @@ class ProgressWatcher(Watcher):
     def start(self, recipe: Recipe, seed: int, images: int) -> None:
         """Begin the bar; one step is one image."""
         self._epochs = recipe.train.epochs
-        self._moved, self._pending = time.perf_counter(), 0
         self._task = self._progress.add_task(f"{recipe.name} seed {seed}", total=images, speed="")
         self._progress.start()
 
@@ -41,14 +35,11 @@ class ProgressWatcher(Watcher):
         self._progress.console.print(text, markup=False)
 
     def step(self, images: int) -> None:
-        """Move the bar, if that is due."""
-        self._pending += images
-        if time.perf_counter() - self._moved > INTERVAL:
-            self._move()
+        """Move the bar."""
+        self._progress.advance(self._task, images)
 
     def epoch(self, record: EpochRecord) -> None:
         """Show the epoch's figures, in a line of its own."""
-        self._move()
         speed = f"{record.images_per_second:,.0f} images/s"
         aligned = ""
         if record.angle_deg is not None:
@@ -58,10 +49,6 @@ class ProgressWatcher(Watcher):
             f"epoch {record.epoch:>3}/{self._epochs}  loss {record.train_loss:.4f}  "
             f"top-1 {record.top1:.2f} %  {aligned}{speed}"
         )
-
-    def _move(self) -> None:
-        self._progress.advance(self._task, self._pending)
-        self._moved, self._pending = time.perf_counter(), 0
 
     def stop(self) -> None:
         """End the bar, if it has begun."""

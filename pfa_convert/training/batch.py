@@ -59,7 +59,7 @@ def batches(session: Session, epoch: int) -> Iterator[Batch]:
 def train_batch(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
     """Learn from a batch and return its mean loss and logits; the optimizer steps where the group ends."""
     section, optimizer, scaler = session.recipe.train, session.optimizer, session.scaler
-    together = batch.ends_group or not session.processes.several
+    together = batch.ends_group or not session.processes.distributed
     with nullcontext() if together else session.forward.no_sync():
         with autocast(section.precision, session.processes.device):
             logits = session.forward(to_device_format(batch.images, section))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pfa_convert.training.batch import batches, train_batch
+from pfa_convert.training.checkpoint import load_checkpoint
 from pfa_convert.training.session import Session
 
 
@@ -21,9 +22,9 @@ class NotFinite(Exception):
 
 def first_not_finite(session: Session, checkpoint: Path, epoch: int) -> str:
     """Run the epoch again from the last checkpoint, and return where the first such value appears."""
-    if session.processes.several:
+    if session.processes.distributed:
         return "run it in one process to see where that begins"
-    session.load(checkpoint)
+    load_checkpoint(session, checkpoint)
     gradients = not session.scaler.is_enabled()
     try:
         with stopping_at_the_first(session.model, session.optimizer, gradients):

@@ -25,7 +25,7 @@ class Processes:
     device: torch.device
 
     @property
-    def several(self) -> bool:
+    def distributed(self) -> bool:
         """Whether there is more than this process."""
         return self.shard.world > 1
 
@@ -36,7 +36,7 @@ class Processes:
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if self.several:
+        if self.distributed:
             dist.barrier()
 
     @contextmanager
@@ -50,7 +50,7 @@ class Processes:
 
     def any(self, *facts: bool) -> list[bool]:
         """Return for each fact whether it holds in any process."""
-        if not self.several:
+        if not self.distributed:
             return list(facts)
         seen = torch.tensor(facts, dtype=torch.int32, device=self.device)
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
@@ -62,7 +62,7 @@ class Processes:
         Buffers are not sent along at every step: those of the feedback are the same everywhere, and
         BatchNorm's only matter where the model is evaluated or saved (`share_buffers`).
         """
-        if not self.several:
+        if not self.distributed:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(
@@ -71,7 +71,7 @@ class Processes:
 
     def share_buffers(self, buffers: dict[str, Tensor]) -> None:
         """Give every process the main one's buffers."""
-        if self.several:
+        if self.distributed:
             for buffer in buffers.values():
                 dist.broadcast(buffer, 0)
 

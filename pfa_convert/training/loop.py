@@ -12,17 +12,18 @@ from pathlib import Path
 
 import torch
 
-from pfa_convert.alignment import alignment
+from pfa_convert.alignment import alignment, feedback_of, report_of
 from pfa_convert.errors import UserError
+from pfa_convert.inspection import share_of_start
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.batch import batches, train_batch
+from pfa_convert.training.checkpoint import load_checkpoint, save_checkpoint
 from pfa_convert.training.diagnosis import first_not_finite
 from pfa_convert.training.distributed import join
 from pfa_convert.training.earlier import notice
 from pfa_convert.training.environment import environment
 from pfa_convert.training.evaluation import RunningScore
-from pfa_convert.training.record import EpochRecord, means
-from pfa_convert.training.result import RunResult, finish
+from pfa_convert.training.record import EpochRecord, RunResult, means
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.training.schedules import set_schedules
 from pfa_convert.training.session import Session
@@ -68,7 +69,7 @@ def train(
     """
     seed = recipe.train.seeds[0] if seed is None else seed
     folder = RunFolder(Path(output) if output else Path("runs") / recipe.name / f"seed-{seed}")
-    resuming = folder.to_be_continued(recipe, seed, resume=resume, overwrite=overwrite)
+    resuming = folder.continues(recipe, seed, resume=resume, overwrite=overwrite)
     if resuming and folder.is_finished(recipe):
         return RunResult(**json.loads(folder.result.read_text()))
     with ExitStack() as stack:
@@ -87,18 +88,18 @@ def train(
         continuing = resuming and folder.last.exists()
         processes.wait()
         if continuing:
-            session.load(folder.last)
-            if said := notice(folder.surroundings()):
+            load_checkpoint(session, folder.last)
+            if said := notice(folder.read_environment()):
                 watcher.note(said)
             if processes.main:
                 folder.extend(recipe)
         else:
             if processes.main:
                 folder.start(recipe, environment(seed, data.folder, processes.device))
-            session.save(folder.last)
+            save_checkpoint(session, folder.last)
         if recipe.train.compile and not session.compiled:
             watcher.note("no C++ compiler found (CXX names one): the model runs uncompiled")
-        if not continuing and (left := session.start_left()) is not None:
+        if not continuing and (left := session.expected_start_left()) is not None:
             watcher.note(f"by its schedules, the run leaves {left:.2%} of what F began with")
         log: list[Callable[[EpochRecord], None]] = []
         if processes.main:
@@ -115,20 +116,11 @@ def run(
     stop: StopRequest,
     watcher: Watcher,
 ) -> RunResult:
-    """Train for the epochs that are left, with a record in the log and a checkpoint after each.
-
-    Args:
-        session: the model and all else that changes.
-        folder: for the checkpoints and the result.
-        log: given each epoch's record; empty in all processes but the main one.
-        stop: looked at after each step, by several processes together at each check.
-        watcher: told of the progress.
-    """
+    """Train for the epochs that are left; `log` writes their records, in the main process."""
     recipe, data, processes, progress = session.recipe, session.data, session.processes, session.progress
     if log and not folder.records() and not progress.batch:
-        angles = alignment(session.model)
-        gradient_angles = session.gradient_angles()
-        untrained = EpochRecord(0, **means(angles), alignment=angles, gradient_angle_deg=gradient_angles)
+        angles, gradients = alignment(session.model), session.gradient_angles()
+        untrained = EpochRecord(0, **means(angles), alignment=angles, gradient_angle_deg=gradients)
         for write in log:
             write(untrained)
     done = progress.epoch * len(data.train) + progress.batch * recipe.data.batch_size
@@ -143,45 +135,43 @@ def run(
             running.add(loss, logits, batch.targets)
             images += batch.size
             watcher.step(batch.size)
-            asked = stop.made and not processes.several
+            asked = stop.made and not processes.distributed
             if batch.ends_group and (asked or batch.step % CHECK_INTERVAL == 0):
                 stopping, broken = processes.any(stop.made, not running.finite())
                 if broken:
                     break
                 if stopping:
                     progress.pause(batch.number, running.sums(), time.perf_counter() - started)
-                    session.save(folder.last)
-                    by = stop.by or "another process"
-                    raise Stopped(
-                        f"stopped by {by} in epoch {epoch}; continue with --resume", where=recipe.name
-                    )
+                    save_checkpoint(session, folder.last)
+                    stopped = f"stopped by {stop.by or 'another process'} in epoch {epoch}"
+                    raise Stopped(f"{stopped}; continue with --resume", where=recipe.name)
         trained = running.score()
         if not math.isfinite(trained.loss):
             culprit = first_not_finite(session, folder.last, epoch)
             raise UserError(f"the loss is {trained.loss} in epoch {epoch}: {culprit}", where=recipe.name)
 
         speed = images / (time.perf_counter() - started)
-        scores, angles = _scores(session), alignment(session.model)
+        scores, angles, group = _scores(session), alignment(session.model), session.optimizer.param_groups[0]
         record = EpochRecord(
             epoch,
             train_loss=trained.loss,
             train_top1=trained.top1,
             **scores,
             **means(angles),
-            lr=session.optimizer.param_groups[0]["lr"],
-            weight_decay=session.optimizer.param_groups[0]["weight_decay"],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
             seconds=round(time.perf_counter() - started, 3),
             images_per_second=round(speed, 1),
             alignment=angles,
             gradient_angle_deg=session.gradient_angles(),
         )
         if progress.complete(record):
-            session.save(folder.best)
+            save_checkpoint(session, folder.best)
         for write in log:
             write(record)
-        session.save(folder.last)
+        save_checkpoint(session, folder.last)
         watcher.epoch(record)
-    return finish(session, folder)
+    return _finish(session, folder)
 
 
 def _scores(session: Session) -> dict[str, float]:
@@ -193,3 +183,38 @@ def _scores(session: Session) -> dict[str, float]:
     return {
         f"{split}_{key}": value for split, score in scores.items() for key, value in asdict(score).items()
     }
+
+
+def _finish(session: Session, folder: RunFolder) -> RunResult:
+    """Return the result of a run that has come to its end; the main process writes it."""
+    progress, angles = session.progress, alignment(session.model)
+    top1 = session.score(session.data.evaluation).top1 if progress.top1 is None else progress.top1
+    result = RunResult(
+        name=session.recipe.name,
+        seed=session.seed,
+        epochs=session.recipe.train.epochs,
+        evaluated_on=session.data.evaluation_name,
+        final_top1=top1,
+        best_top1=progress.best_top1,
+        best_epoch=progress.best_epoch,
+        test_top1_at_best=progress.test_top1_at_best,
+        angle_deg={site: value["angle_deg"] for site, value in angles.items()},
+        norm_ratio={site: value["norm_ratio"] for site, value in angles.items()},
+        seconds=round(progress.seconds, 2),
+        folder=str(folder.path),
+        start_left=_start_left(session),
+    )
+    if session.processes.main:
+        folder.finish(asdict(result))
+    session.processes.wait()
+    return result
+
+
+def _start_left(session: Session) -> dict[str, float]:
+    """Return by site the share of its start in a plastic `F`."""
+    left = {
+        site.name: share_of_start(feedback, session.model.get_parameter(site.weight))
+        for site in report_of(session.model).sites
+        if (feedback := feedback_of(session.model, site.weight)) is not None
+    }
+    return {name: share for name, share in left.items() if not math.isnan(share)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pfa_convert.errors import UserError, one_line
-from pfa_convert.training.reproduction import FinishedRun, PlannedRun, arguments, failure_text, transcript
+from pfa_convert.training.reproduction import FinishedRun, PlannedRun, arguments, failure_text
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.worker import run_command
 
@@ -90,10 +90,10 @@ def _submit(
     """Hand a run to Ray, with paths that are the same from wherever it runs."""
     file, colon, variant = run.recipe.rpartition(":")
     recipe = f"{Path(file).absolute()}:{variant}" if colon else run.recipe
-    placed = replace(run, recipe=str(Path(recipe).absolute()) if Path(recipe).is_file() else recipe)
-    placed = replace(placed, folder=run.folder.absolute())
+    recipe = str(Path(recipe).absolute()) if Path(recipe).is_file() else recipe
+    placed = replace(run, recipe=recipe, folder=run.folder.absolute())
     words = arguments(placed, data_root and data_root.absolute(), settings, device)
-    return task.remote(words, str(transcript(placed)))
+    return task.remote(words, str(placed.transcript))
 
 
 def _outcome(ray: Any, reference: Any, run: PlannedRun) -> str | None:

@@ -1,4 +1,4 @@
-"""What a run tells of an epoch: a line of its log."""
+"""What a run writes of itself: a line of its log for each epoch, and its result."""
 
 from __future__ import annotations
 
@@ -60,3 +60,23 @@ def means(alignment: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return the means over the sites as fields of EpochRecord; none where there is no site."""
     keys = ("angle_deg", "norm_ratio") if alignment else ()
     return {key: fmean(site[key] for site in alignment.values()) for key in keys}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with: accuracies in percent, angles in degrees, by site at the end."""
+
+    name: str
+    seed: int
+    epochs: int
+    evaluated_on: str
+    final_top1: float
+    best_top1: float
+    best_epoch: int
+    test_top1_at_best: float | None
+    angle_deg: dict[str, float]
+    norm_ratio: dict[str, float]
+    seconds: float
+    folder: str
+    start_left: dict[str, float] = field(default_factory=dict)
+    """By site, the share of a plastic `F` that is what it began with."""

@@ -34,6 +34,11 @@ class PlannedRun:
         """What to call the run in a list."""
         return f"{self.folder.parent.name}, seed {self.seed}"
 
+    @property
+    def transcript(self) -> Path:
+        """The file with all that the run has printed."""
+        return self.folder / "output.txt"
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -74,7 +79,7 @@ def plan(
         for seed in recipe.train.seeds if seeds is None else seeds:
             folder = RunFolder(output / recipe.name / f"seed-{seed}")
             if folder.recipe.exists():
-                folder.check_same(recipe, seed)
+                folder.check_resumable(recipe, seed)
             runs.append(PlannedRun(recipe_source, seed, folder.path, recipe))
     return sorted(runs, key=lambda run: run.seed)
 
@@ -136,12 +141,12 @@ def arguments(
     run: PlannedRun, data_root: Path | None, settings: Sequence[str], device: str | None
 ) -> list[str]:
     """Return the arguments of the command line that does a run, or goes on with it."""
-    found = ["train", run.recipe, "--resume", "--seed", str(run.seed), "--output", str(run.folder)]
-    found += ["--data", str(data_root)] if data_root else []
-    found += ["--device", device] if device else []
+    words = ["train", run.recipe, "--resume", "--seed", str(run.seed), "--output", str(run.folder)]
+    words += ["--data", str(data_root)] if data_root else []
+    words += ["--device", device] if device else []
     for setting in settings:
-        found += ["--set", setting]
-    return found
+        words += ["--set", setting]
+    return words
 
 
 def _start(
@@ -151,7 +156,7 @@ def _start(
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        with transcript(run).open("ab") as said:
+        with run.transcript.open("ab") as said:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -163,14 +168,9 @@ def _start(
         raise UserError(f"cannot write the run: {error.strerror}", where=str(run.folder)) from None
 
 
-def transcript(run: PlannedRun) -> Path:
-    """Return the file with all that a run has printed."""
-    return run.folder / "output.txt"
-
-
 def failure_text(run: PlannedRun, code: int) -> str:
     """Return the last line that a run printed, or its exit code."""
-    lines = transcript(run).read_text(errors="replace").split("\n")
+    lines = run.transcript.read_text(errors="replace").split("\n")
     said = next((line.strip() for line in reversed(lines) if line.strip()), "")
     ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return f"{ended}: {said}" if said else ended

@@ -36,10 +36,6 @@ class RunFolder:
     def start(self, recipe: Recipe, environment: Mapping[str, Any]) -> None:
         """Create the folder and describe the run in it; the recipe comes last: with it, the run exists.
 
-        Args:
-            recipe: what is run.
-            environment: where and how, with the seed.
-
         Raises:
             UserError: where it cannot be written.
         """
@@ -56,14 +52,14 @@ class RunFolder:
     @property
     def seed(self) -> int:
         """The seed of the run."""
-        return int(self.surroundings()["seed"])
+        return int(self.read_environment()["seed"])
 
-    def surroundings(self) -> dict[str, Any]:
+    def read_environment(self) -> dict[str, Any]:
         """Return where and how the run was begun."""
         content: dict[str, Any] = json.loads(self.environment.read_text())
         return content
 
-    def to_be_continued(self, recipe: Recipe, seed: int, *, resume: bool, overwrite: bool) -> bool:
+    def continues(self, recipe: Recipe, seed: int, *, resume: bool, overwrite: bool) -> bool:
         """Return whether there is a run here that goes on; False where a new one begins.
 
         Raises:
@@ -81,16 +77,16 @@ class RunFolder:
                 "--output",
                 where=str(self.path),
             )
-        self.check_same(recipe, seed)
+        self.check_resumable(recipe, seed)
         return True
 
     def is_finished(self, recipe: Recipe) -> bool:
         """Return whether the run has come to the end of this recipe."""
-        return self.result.exists() and self.kept_recipe().train.epochs == recipe.train.epochs
+        return self.result.exists() and self.read_recipe().train.epochs == recipe.train.epochs
 
-    def check_same(self, recipe: Recipe, seed: int) -> None:
+    def check_resumable(self, recipe: Recipe, seed: int) -> None:
         """Raise UserError unless the run here can go on by this recipe and seed; `CHANGEABLE` may differ."""
-        kept = self.kept_recipe()
+        kept = self.read_recipe()
         there, here = ({**flat(r.to_dict()), "seed": s} for r, s in ((kept, self.seed), (recipe, seed)))
         if differences := differing(there, here):
             raise UserError(
@@ -98,7 +94,7 @@ class RunFolder:
                 where=str(self.path),
             )
         if not self.is_finished(recipe):
-            refuse_other_images(recipe.to_dict(), self.surroundings(), str(self.path))
+            refuse_other_images(recipe.to_dict(), self.read_environment(), str(self.path))
         if kept.train.epochs == recipe.train.epochs:
             return
         change = f"train.epochs is {kept.train.epochs} there and {recipe.train.epochs} here"
@@ -112,13 +108,13 @@ class RunFolder:
 
     def extend(self, recipe: Recipe) -> None:
         """Describe a run that goes on by a recipe with other epochs; the result, if there is one, goes."""
-        if self.kept_recipe() != recipe:
+        if self.read_recipe() != recipe:
             self.result.unlink(missing_ok=True)
             write_text(self.recipe, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
 
-    def kept_recipe(self) -> Recipe:
+    def read_recipe(self) -> Recipe:
         """Return the recipe of the run, as the present version says what it does."""
-        content = as_of_now(read_mapping(self.recipe), self.surroundings())
+        content = as_of_now(read_mapping(self.recipe), self.read_environment())
         return parse_recipe(content, str(self.recipe))
 
     def append(self, record: EpochRecord) -> None:

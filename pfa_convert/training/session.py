@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from pfa_convert.feedback.coupling import couple
 from pfa_convert.feedback.weight import learning_between_steps
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.averaging import WeightAverage
-from pfa_convert.training.checkpoint import load_training, save_training
 from pfa_convert.training.distributed import Processes
 from pfa_convert.training.evaluation import Score, evaluate, to_device_format
 from pfa_convert.training.forgetting import share_left
@@ -82,9 +80,9 @@ class Session:
         if self.compiled:
             self.model.compile(fullgraph=True)
         self.forward: Any = processes.parallel(self.model)
-        self._buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in plain}
+        self.buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in plain}
 
-    def start_left(self) -> float | None:
+    def expected_start_left(self) -> float | None:
         """Return `s` at the end of the run, by its schedules; None where nothing is to be forgotten so."""
         recipe = self.recipe
         coupled = self.coupling is not None and "collapsed" in self.coupling.strategy.values()
@@ -97,7 +95,7 @@ class Session:
         """Return the model's score on a split, with averaged weights if the recipe asks for them."""
         per_image = torch.Size(self.data.image_shape).numel()
         batch_size = max(self.recipe.data.batch_size, EVALUATION_VALUES // per_image)
-        self.processes.share_buffers(self._buffers)
+        self.processes.share_buffers(self.buffers)
         with self.average.in_place() if self.average else nullcontext():
             return evaluate(
                 self.model, split, batch_size, self.processes.shard, self.recipe.train, self.processes.device
@@ -115,25 +113,3 @@ class Session:
         )
         self.model.train()
         return angles
-
-    def save(self, path: Path) -> None:
-        """Write everything that the run depends on from here on; only the main process does."""
-        self.processes.share_buffers(self._buffers)
-        if self.coupling is not None:
-            self.progress.coupled_steps = self.coupling.steps
-        if self.processes.main:
-            averages = self.average.averages if self.average else {}
-            save_training(
-                path, self.model, self.optimizer, averages, self.scaler.state_dict(), asdict(self.progress)
-            )
-
-    def load(self, path: Path) -> None:
-        """Go back to the state in a checkpoint; raises UserError if it belongs to another model."""
-        loaded = load_training(path, self.model, self.optimizer)
-        if self.average is not None:
-            self.average.load(loaded.averages)
-        if loaded.scaler:
-            self.scaler.load_state_dict(loaded.scaler)
-        self.progress = Progress(**loaded.progress)
-        if self.coupling is not None:
-            self.coupling.steps = self.progress.coupled_steps

@@ -69,13 +69,10 @@ def make_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.O
     Raises:
         UserError: for an unknown name, or an argument that the optimizer does not take.
     """
-    where = "train.optimizer"
-    chosen = optimizer_class(section)
     try:
-        optimizer: torch.optim.Optimizer = chosen(model.parameters(), **section.arguments)
+        return optimizer_class(section)(model.parameters(), **section.arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(str(error), where=where) from error
-    return optimizer
+        raise UserError(str(error), where="train.optimizer") from error
 
 
 @torch.no_grad()

@@ -34,8 +34,8 @@ def earlier(tmp_path):
 @pytest.mark.parametrize("rule", RULES)
 def test_an_earlier_checkpoint_holds_the_feedback_weights_that_its_log_tells_of(earlier, rule):
     folder = earlier(rule)
-    assert folder.kept_recipe().convert.options["law"] == "uniform"
-    model = make_model(folder.kept_recipe(), folder.seed, torch.device("cpu"))
+    assert folder.read_recipe().convert.options["law"] == "uniform"
+    model = make_model(folder.read_recipe(), folder.seed, torch.device("cpu"))
     load_model(folder.last, model)
     measured, told = alignment(model), folder.records()[-1].alignment
     assert measured.keys() == told.keys()
