@@ -69,8 +69,9 @@ def make_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.O
     Raises:
         UserError: for an unknown name, or an argument that the optimizer does not take.
     """
+    chosen = optimizer_class(section)
     try:
-        return optimizer_class(section)(model.parameters(), **section.arguments)
+        return chosen(model.parameters(), **section.arguments)
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where="train.optimizer") from error
 
