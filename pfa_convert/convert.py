@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pfa_convert.errors import UserError
+from pfa_convert.feedback.strategy import Strategy
 from pfa_convert.feedback.weight import FEEDBACK_ATTRIBUTE
 from pfa_convert.graph.attach import attach_feedback, reinitialise
 from pfa_convert.graph.discover import discover
@@ -187,7 +188,7 @@ def _site_report(decision: Decision, added: Mapping[str, int]) -> SiteReport:
         weight_shape=site.weight_shape,
         rule=rule.name,
         options=rule.model_dump(exclude={"strategy"}),
-        strategy=str(rule.choice.strategy),
+        strategy=str(rule.choice.strategy if site.weight in added else Strategy.NATIVE),
         reason=decision.reason,
-        feedback_elements=added[site.weight],
+        feedback_elements=added.get(site.weight, 0),
     )

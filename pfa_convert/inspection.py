@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pfa_convert.alignment import alignment, feedback_of, gradient_angles, report_of
 from pfa_convert.feedback.weight import FeedbackWeight
-from pfa_convert.rules.base import RULES
 from pfa_convert.symmetry import symmetry
 
 
@@ -72,7 +71,7 @@ def inspect(
             gradient_angle_deg=gradients.get(site.name, math.nan),
             share_of_start=math.nan if feedback is None else share_of_start(feedback, W),
             eigenvalues=() if feedback is None else eigenvalues_of_gram(feedback),
-            **asdict(symmetry(feedback, W, RULES[site.rule].two_steps)),
+            **asdict(symmetry(feedback, W)),
         )
     return found
 

@@ -35,13 +35,12 @@ class Symmetry:
 
 
 @torch.no_grad()
-def symmetry(feedback: FeedbackWeight | None, W: Tensor, two_steps: bool) -> Symmetry:
+def symmetry(feedback: FeedbackWeight | None, W: Tensor) -> Symmetry:
     """Return the symmetry of one site.
 
     Args:
         feedback: its feedback state; None where the error goes back through `W` itself.
         W: its forward weight.
-        two_steps: whether the rule sends the error through neurons that no forward connection reaches.
     """
     if feedback is None:
         return Symmetry(1.0, 1.0, 1.0)
@@ -50,8 +49,9 @@ def symmetry(feedback: FeedbackWeight | None, W: Tensor, two_steps: bool) -> Sym
     F, layout = feedback.feedback_weight(W), feedback.pathway.layout
     among = closest_to_another(W, layout)
     correlation = torch.corrcoef(torch.stack([F.double().flatten(), W.double().flatten()]))[0, 1].item()
-    if not two_steps:
+    if feedback.pathway.gram(feedback.named_state()) is None:
         return Symmetry(correlation, (F != 0).double().mean().item(), closest(F, W, layout), among)
+    # With a `B` of its own, the error passes neurons that no forward connection reaches.
     R = dict(zip(feedback.pathway.names, feedback.state(), strict=True)).get("R")
     return Symmetry(correlation, 0.0, math.nan if R is None else closest(R, W, layout), among)
 

@@ -12,7 +12,7 @@ from pfa_convert.rules import RULES, Rule
 
 @RULES.register("rounded")
 class Rounded(Rule):
-    name, title, cost = "rounded", "rounded weights", "one pass over the weights per step"
+    title, cost = "rounded weights", "one pass over the weights per step"
     formula, source = "F = round(W / step) step", "this example"
     step: float = 0.1
 

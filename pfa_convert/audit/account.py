@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pfa_convert.audit.observer import AMONG_WEIGHTS, Use
 from pfa_convert.audit.place import FEEDBACK, PLAIN, WITHOUT_GRADIENT
+from pfa_convert.feedback.strategy import Strategy
 from pfa_convert.graph.report import ConversionReport
 
 SITE, SKIPPED, NO_LINEAR_MAP, NOT_REACHED, UNACCOUNTED = (
@@ -135,6 +136,7 @@ class _Claims:
     def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         names = {parameter: name for name, parameter in parameters.items()}
         self.rules: dict[str, str] = {}
+        self.native: set[str] = set()
         self.skipped: dict[str, str] = {}
         for path, part in model.named_modules():
             report = getattr(part, "conversion", None)
@@ -144,6 +146,7 @@ class _Claims:
                 name = names.get(part.get_parameter(site.weight))
                 if name is not None:
                     self.rules[name] = site.rule
+                    self.native |= {name} if site.strategy == Strategy.NATIVE else set()
             for one in report.skipped:
                 parameter = _parameter_called(part, one.name)
                 name = f"{path}.{one.name}".strip(".") if parameter is None else names.get(parameter, "")
@@ -174,7 +177,7 @@ def _entry(
     def entry(status: str, what: str) -> Entry:
         return Entry(name, tuple(parameter.shape), status, what, bool(plain or inside))
 
-    if plain and rule != "bp":
+    if plain and name not in claims.native:
         if rule is None and reason is not None:
             return entry(SKIPPED, reason)
         return entry(UNACCOUNTED, "; ".join(dict.fromkeys(map(_described, plain))))

@@ -26,7 +26,7 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     names of modules and nodes, and what the conversion traced, play no part. Every Parameter of two or more
     dimensions, and every other that a linear use applies, is then exactly one of:
 
-    - `site`: every linear use is in the feedback pass (or the site's rule is `bp`);
+    - `site`: every linear use is in the feedback pass (or the site's rule leaves it alone, as `bp` does);
     - `skipped`: it is no site, and the report names it with a reason;
     - `no linear map`: used otherwise, as an embedding, a norm's gain, a table that is added;
     - `not reached` in this run;

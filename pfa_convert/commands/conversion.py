@@ -16,7 +16,7 @@ from pfa_convert.convert import convert, revert
 from pfa_convert.errors import one_line
 from pfa_convert.files import read_header
 from pfa_convert.models import ResolvedModel, build, example
-from pfa_convert.recipe import load_recipe
+from pfa_convert.recipe import ConvertSection, load_recipe
 from pfa_convert.saving import load
 
 
@@ -42,21 +42,19 @@ def convert_by_name(
     unroll: bool = False,
 ) -> Conversion:
     """Build the model and convert it; what is given here goes before what the recipe says."""
-    section = load_recipe(recipe).convert if recipe else None
-    inherited = dict(section.options) if section and rule in (None, section.rule) else {}
-    listed = [*overrides, *(section.overrides if section else [])]
+    section = load_recipe(recipe).convert if recipe else ConvertSection()
+    inherited = section.options if rule in (None, section.rule) else {}
     name = resolved.name if resolved.source == "factory" else str(resolved)
     plain = build(name, num_classes)
     started = time.perf_counter()
-    default_rule = section.rule if section else "pfa"
     converted = convert(
         plain,
-        rule or default_rule,
+        rule or section.rule,
         options={**inherited, **options},
-        overrides=listed,
+        overrides=[*overrides, *section.overrides],
         seed=seed,
-        strict=strict or (section is not None and section.strict),
-        unroll=unroll or (section is not None and section.unroll),
+        strict=strict or section.strict,
+        unroll=unroll or section.unroll,
     )
     return _checked(plain, converted, name, str(resolved), started)
 

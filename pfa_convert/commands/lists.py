@@ -12,15 +12,20 @@ from pfa_convert.errors import UserError
 from pfa_convert.recipe_files import find_recipe, packaged_files, read_file, schema_file
 from pfa_convert.reporting.console import console
 from pfa_convert.reporting.lists import print_recipes, print_rule, print_rules
-from pfa_convert.rule_facts import rule_facts
+from pfa_convert.rule_facts import facts_of, rule_facts
 
 
 @click.command("rules")
 @click.argument("name", required=False, shell_complete=complete_rule)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def rules_command(name: str | None, as_json: bool) -> None:
-    """List the rules, or explain the rule NAME."""
-    known = rule_facts()
+    """List the rules, or explain the rule NAME, which may be package.module:Class."""
+    if name is not None and ":" in name:
+        from pfa_convert.rules import RULES
+
+        known = {name: facts_of(RULES[name])}
+    else:
+        known = rule_facts()
     if name is not None and name not in known:
         raise UserError(f"unknown rule {name!r}", given=name, choices=known)
     if as_json:

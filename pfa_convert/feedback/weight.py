@@ -220,7 +220,7 @@ def feedback_phase(model: nn.Module) -> None:
     learning = learning_between_steps(model)
     if not learning:
         raise UserError(
-            "no feedback weight of this model learns between the steps; those of wm, ia and sa do"
+            "no feedback weight of this model learns between the steps: no rule of it has a phase"
         )
     for weight, feedback in learning:
         feedback.pathway.phase(weight, feedback.named_state())

@@ -19,12 +19,12 @@ from pfa_convert.seeds import derived_seed
 def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) -> dict[str, int]:
     """Put each weight's feedback state beside it; return the number of its elements by weight name.
 
-    A weight that is used or named more than once gets one state, drawn for its first name.
+    A weight that is used or named more than once gets one state, drawn and counted for its first name. One
+    whose operation the rule leaves alone gets none, and is not among the names.
     """
     added: dict[str, int] = {}
     first_uses: dict[nn.Parameter, Decision] = {}
     for decision in decisions:
-        added[decision.site.weight] = 0
         first_uses.setdefault(model.get_parameter(decision.site.weight), decision)
 
     watch, attached = UncoupledWatch(), {}
@@ -37,6 +37,7 @@ def attach_feedback(model: nn.Module, decisions: Sequence[Decision], seed: int) 
     for decision in decisions:
         feedback = attached.get(model.get_parameter(decision.site.weight))
         if feedback is not None:
+            added.setdefault(decision.site.weight, 0)
             holder, name = feedback_path(decision.site.weight)
             module = model.get_submodule(holder)
             module.add_module(name, feedback.train(module.training))

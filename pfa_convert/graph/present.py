@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from pfa_convert.feedback.layers import layer_of
+from pfa_convert.feedback.strategy import Strategy
 from pfa_convert.feedback.weight import FeedbackWeight, present_parameter
 from pfa_convert.graph.report import ConversionReport, SiteReport
 from pfa_convert.graph.sites import OtherUse, Skipped, feedback_path, is_weight, plain_class, weight_path
@@ -58,8 +59,8 @@ def _present_site(model: nn.Module, site: SiteReport) -> SiteReport | Skipped | 
 
 
 def _without_feedback(model: nn.Module, site: SiteReport) -> SiteReport | Skipped | None:
-    """Return what became of a site beside which no feedback state lies: never any with `bp`, or lost."""
-    if site.feedback_elements or site.strategy != "native":
+    """Return what became of a site beside which no feedback state lies: never any, as with `bp`, or lost."""
+    if site.feedback_elements or site.strategy != Strategy.NATIVE:
         return _skipped(model, site, REPLACED) if _exists(model, weight_path(site.weight)) else None
     path = site.weight if _exists(model, site.weight) else weight_path(site.weight)
     holder, _, name = path.rpartition(".")

@@ -40,7 +40,8 @@ def _option(rule: str, key: str, value: Any) -> str:
     if isinstance(value, bool | str):
         from pfa_convert.rules import RULES
 
-        return "" if RULES[rule].model_fields[key].default == value else f"{key}={value}"
+        known = ":" in rule or rule in RULES  # a class that is not registered may state any name
+        return "" if known and RULES[rule].model_fields[key].default == value else f"{key}={value}"
     return "" if value == 1 else f"{key}={value:g}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,14 +17,41 @@ from pfa_convert.feedback.strategy import Choice, Strategy
 from pfa_convert.registry import Registry
 from pfa_convert.rules.draw import Draw
 
-RULES: Registry[type[Rule]] = Registry("rule", "pfa_convert.rules", plugins="pfa_convert.rules")
+
+class Rules(Registry["type[Rule]"]):
+    """The rules by name."""
+
+    def register(self, name: str) -> Callable[[type[Rule]], type[Rule]]:
+        """Return a decorator that files a rule under `name`, and calls it so."""
+        file = super().register(name)
+
+        def decorate(rule: type[Rule]) -> type[Rule]:
+            rule.name = name
+            return file(rule)
+
+        return decorate
+
+    def __getitem__(self, name: str) -> type[Rule]:
+        """Return the rule called `name`, or what `package.module:Class` names.
+
+        Raises:
+            UserError: with the nearest names if there is none; for a class that is no rule.
+        """
+        rule = super().__getitem__(name)
+        if not (isinstance(rule, type) and issubclass(rule, Rule)):
+            problem = "is not a class that inherits from pfa_convert.rules.Rule"
+            raise UserError(problem, where=f"rule {name!r}")
+        return rule
+
+
+RULES = Rules("rule", "pfa_convert.rules", plugins="pfa_convert.rules")
 
 
 class Rule(BaseModel):
     """A definition of the feedback weight `F`; its fields are the options that a user may set.
 
-    A subclass states `name`, `title`, `formula`, `source` and its `cost` beyond backpropagation's, and makes
-    a Pathway and its first state.
+    A subclass states `title`, `formula`, `source`, its `cost` beyond backpropagation's, and makes a Pathway
+    and its first state. Its `name` is what finds it: the one that it is registered by, or `module:Class`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,10 +63,13 @@ class Rule(BaseModel):
     cost: ClassVar[str]
     strategies: ClassVar[tuple[str, ...]] = ("fixed",)
 
-    two_steps: ClassVar[bool] = False
-    """Whether the error passes neurons of its own, which no forward connection reaches."""
-
     strategy: str | None = Field(None, description="how the formula is computed; the rule's first by default")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     @property
     def choice(self) -> Choice:
@@ -116,8 +146,6 @@ def make_rule(name: str, options: Mapping[str, Any] | None = None, where: str | 
     options = dict(options or {})
     rule_class = RULES[name]
     where = where or f"rule {name!r}"
-    if not (isinstance(rule_class, type) and issubclass(rule_class, Rule)):
-        raise UserError("is not a class that inherits from pfa_convert.rules.Rule", where=where)
     try:
         rule = rule_class(**options)
     except ValidationError as error:

@@ -20,7 +20,6 @@ class Backpropagation(Rule):
     proves that a site is really rewritten.
     """
 
-    name = "bp"
     title = "backpropagation"
     formula = "F = W"
     source = "Rumelhart, Hinton & Williams 1986"

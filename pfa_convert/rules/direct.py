@@ -25,7 +25,6 @@ class DirectFeedbackAlignment(SparseRule):
     their own must keep them next to each other.
     """
 
-    name = "dfa"
     title = "direct feedback alignment"
     formula = "dL/dx = F e, e = dL/dlogits"
     source = "Nokland 2016; Launay, Poli, Boniface & Krzakala 2020"

@@ -17,7 +17,6 @@ from pfa_convert.rules.draw import Draw
 class FeedbackAlignment(SparseRule):
     """`F = F0`, drawn once from Xavier's uniform distribution for the weight's shape and never changed."""
 
-    name = "fa"
     title = "feedback alignment"
     formula = "F = F0"
     source = "Lillicrap, Cownden, Tweed & Akerman 2016"

@@ -17,7 +17,6 @@ from pfa_convert.rules.draw import Draw
 class KolenPollack(SparseRule, PlasticRule):
     """`F` receives what `W` receives; weight decay makes it forget where it differs from `W`."""
 
-    name = "kp"
     title = "Kolen-Pollack learning"
     formula = "dF = dW, with the same weight decay"
     source = "Kolen & Pollack 1994; Akrout, Wilson, Humphreys, Lillicrap & Tweed 2019"

@@ -85,7 +85,6 @@ class WeightMirror(NoiseRule):
     or each `train.phase_interval` of them.
     """
 
-    name = "wm"
     title = "weight mirror"
     formula = "dF = rate (y x^T - F), y = W x, x ~ N(0, 1)"
     source = "Akrout, Wilson, Humphreys, Lillicrap & Tweed 2019"
@@ -105,7 +104,6 @@ class InformationAlignment(NoiseRule):
     the layer's activity or noise; here it is noise, in phases as those of `wm`.
     """
 
-    name = "ia"
     title = "information alignment"
     formula = "dF = rate (amp y x^T - null y (F^T y)^T - decay F), y = W x, x ~ N(0, 1)"
     source = "Kunin, Nayebi, Sagastuy-Brena, Ganguli, Bloom & Yamins 2020"

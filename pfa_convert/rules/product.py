@@ -31,7 +31,6 @@ class ProductRule(SparseRule, PlasticRule):
     """`F = B R`: `R` receives `B^T` times what `W` receives, and so comes to `B^T W` as it forgets `R0`."""
 
     strategies = ("collapsed", "fused", "explicit")
-    two_steps = True
     cost = (
         "`collapsed`: one product G W of weights per step (pfa-o: nothing); `fused`: the products B R and "
         "B^T dW, R and its optimizer state; `explicit`: the activity of N_mid neurons at every position"
@@ -105,7 +104,6 @@ class ProductFeedbackAlignment(ProductRule):
     The expected path angle once `R = B^T W` is `atan(1/sqrt(expansion))`.
     """
 
-    name = "pfa"
     title = "product feedback alignment"
     formula = "F = B R, dR = B^T dW"
     source = "Li & Benna 2024, arXiv 2405.20594"
@@ -161,7 +159,6 @@ class ProductFeedbackAlignment(ProductRule):
 class OrthogonalProductFeedbackAlignment(ProductRule):
     """`F = B R` with an orthogonal `B` and as many middle neurons as outputs; the path angle goes to 0."""
 
-    name = "pfa-o"
     title = "product feedback alignment with orthogonal B"
     formula = "F = B R, dR = B^T dW, B B^T = I"
     source = "Li & Benna 2024, arXiv 2405.20594"

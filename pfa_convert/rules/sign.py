@@ -19,7 +19,6 @@ from pfa_convert.rules.draw import Draw
 class UniformSign(SparseRule):
     """`F = sigma sign(W)` with sigma the standard deviation of Xavier's initialiser."""
 
-    name = "usf"
     title = "uniform sign-concordant feedback"
     formula = "F = sigma * sign(W)"
     source = "Moskovitz, Litwin-Kumar & Abbott 2018; Xiao, Chen, Liao & Poggio 2018"
@@ -40,7 +39,6 @@ class UniformSign(SparseRule):
 class FixedRandomSign(Rule):
     """`F = |F0| sign(W)`, the magnitudes drawn once from Xavier's uniform distribution."""
 
-    name = "frsf"
     title = "fixed random-magnitude sign-concordant feedback"
     formula = "F = |F0| * sign(W)"
     source = "Moskovitz, Litwin-Kumar & Abbott 2018"
@@ -62,7 +60,6 @@ class BatchwiseRandomSign(Rule):
     They come from PyTorch's global generator, as dropout's masks do.
     """
 
-    name = "brsf"
     title = "batchwise random-magnitude sign-concordant feedback"
     formula = "F = |draw anew at each step| * sign(W)"
     source = "Moskovitz, Litwin-Kumar & Abbott 2018"

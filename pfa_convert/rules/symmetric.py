@@ -21,7 +21,6 @@ class SymmetricAlignment(Rule):
     It is not local: the update reads `W`. The source takes it as a model of weight estimation.
     """
 
-    name = "sa"
     title = "symmetric alignment"
     formula = "dF = rate (W - F)"
     source = "Kunin, Nayebi, Sagastuy-Brena, Ganguli, Bloom & Yamins 2020"
