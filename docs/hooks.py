@@ -19,8 +19,8 @@ from pfa_convert.rule_facts import RuleFacts, rule_facts
 RULES = rule_facts()
 
 PICTURES = {
-    path.stem.split("-", 2)[2]: path.name
-    for path in sorted((Path(__file__).parent / "inspect").glob("mnist-*.png"))
+    path.stem.removeprefix("digits-mlp-"): path.name
+    for path in (Path(__file__).parent / "inspect").glob("digits-mlp-*.png")
 }
 """For each rule, the plot of its angles after training."""
 
@@ -74,7 +74,13 @@ def _rule(rule: RuleFacts) -> list[str]:
         default = "" if option.default is None else option.default
         lines.append(f"| `{name}` | {default} | {option.bounds} | {option.meaning} |")
     if rule.name in PICTURES:
-        lines += ["", "## After training on MNIST", "", f"![by layer](../inspect/{PICTURES[rule.name]})", ""]
+        lines += [
+            "",
+            "## After training on the digits",
+            "",
+            f"![Angles, norm ratio and symmetry by layer](../inspect/{PICTURES[rule.name]})",
+            "",
+        ]
         lines += ["How it was measured, and the other rules: [alignment](../inspect/README.md)."]
     return lines
 
