@@ -45,6 +45,8 @@ def on_page_content(content: str, **_: Any) -> str:
 
     def typeset(found: re.Match[str]) -> str:
         kind, formula = found.group(1), html.unescape(found.group(2)).strip()
+        # As fences, or a browser spaces the bars of |F| as it spaces signs of relations.
+        formula = formula.replace(r"\lvert", r"\left|").replace(r"\rvert", r"\right|")
         display = "block" if kind == "div" else "inline"
         return f'<{kind} class="arithmatex">{to_mathml(formula, display=display)}</{kind}>'
 
