@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -44,10 +45,7 @@ class Entry:
     @property
     def elements(self) -> int:
         """The number of the Parameter's elements."""
-        elements = 1
-        for size in self.shape:
-            elements *= size
-        return elements
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pfa_convert.graph.flow import Applied, Used, flow
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
 from pfa_convert.graph.signatures import Call, call_of, call_with_everything
-from pfa_convert.graph.sites import NOT_REACHED, Discovery, Site, is_weight, plain_class, site_name
+from pfa_convert.graph.sites import NOT_REACHED, Discovery, Site, is_weight, joined, plain_class, site_name
 from pfa_convert.graph.standin import StandIn
 from pfa_convert.graph.trace import Trace, trace_method
 from pfa_convert.graph.uses import UNSUPPORTED
@@ -65,7 +65,7 @@ class _Walk:
         """Say whether a layer that was not reached is one whose weights another module applies."""
         applied, name = self.found.applied() | self._known, self._names[module]
         layer = own_layer(module)
-        return layer is not None and all(_join(name, w) in applied for w in layer.parameters(module))
+        return layer is not None and all(joined(name, w) in applied for w in layer.parameters(module))
 
     def _visit_default(self, module: nn.Module) -> None:
         """Visit a module as it is called with no more than it must be given."""
@@ -98,7 +98,7 @@ class _Walk:
         """Name each weight of a module that cannot be looked into."""
         for path, tensor in module.named_parameters():
             if tensor.dim() >= 2:
-                self.found.skip(_join(self._names[module], path), module, tuple(tensor.shape), reason)
+                self.found.skip(joined(self._names[module], path), module, tuple(tensor.shape), reason)
 
     def _visit_layer(self, module: nn.Module, layer: Layer) -> None:
         name = self._names[module]
@@ -106,7 +106,7 @@ class _Walk:
             self.found.skip(name, module, (), "lazily built: run one batch through the model, then convert")
             return
         for weight in layer.parameters(module):
-            path = _join(name, weight)
+            path = joined(name, weight)
             holder, _, parameter = weight.rpartition(".")
             tensor = module.get_submodule(holder)._parameters.get(parameter)
             if tensor is None:
@@ -148,7 +148,7 @@ class _Walk:
 
     def _take(self, module: nn.Module, use: Applied | Used) -> None:
         name = self._names[module]
-        path = _join(name, use.path)
+        path = joined(name, use.path)
         weight = module.get_parameter(use.path)
         if isinstance(use, Used) and not (is_weight(weight) and use.inside is not None):
             if use.applies:
@@ -171,7 +171,7 @@ class _Walk:
     def _unexplained(self, module: nn.Module) -> list[str]:
         """Return the names of the module's own weights of which no graph has said anything yet."""
         name = self._names[module]
-        own = [_join(name, own) for own, p in module.named_parameters(recurse=False) if is_weight(p)]
+        own = [joined(name, own) for own, p in module.named_parameters(recurse=False) if is_weight(p)]
         known = self.found.applied() | self._known | self.found.used.keys() | self.found.skipped.keys()
         return [path for path in own if path not in known]
 
@@ -211,16 +211,12 @@ class _Walk:
             layer = own_layer(child)
             if layer is not None:
                 applied = self.found.applied()
-                own = [w for w in layer.parameters(child) if _join(self._names[child], w) in applied]
-                self.found.owners[self._names[module]] |= {_join(child_name, w) for w in own}
+                own = [w for w in layer.parameters(child) if joined(self._names[child], w) in applied]
+                self.found.owners[self._names[module]] |= {joined(child_name, w) for w in own}
 
 
 def _may_be_weight(parameter: nn.Parameter) -> bool:
     return isinstance(parameter, UninitializedParameter) or parameter.dim() >= 1
-
-
-def _join(holder: str, name: str) -> str:
-    return f"{holder}.{name}" if holder else name
 
 
 def _helped(module: nn.Module, failure: str) -> str:

@@ -84,7 +84,7 @@ def _add_sites(found: Discovery, sites: Iterable[Site]) -> None:
     """Add sites that a run has shown."""
     for site in sites:
         found.add(site)
-        found.owners[site.owner].add(site.weight.removeprefix(f"{site.owner}." if site.owner else ""))
+        found.owners[site.owner].add(site.weight.removeprefix(f"{site.owner}."))
         found.skipped.pop(site.weight, None)
         found.used.pop(site.weight, None)
 

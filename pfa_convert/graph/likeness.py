@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+from pfa_convert.graph.standin import INTERNAL
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, FunctionType, BuiltinFunctionType)
 
 
@@ -36,7 +37,7 @@ class Likeness:
         if module not in self._of_module:
             key = (
                 type(module),
-                _sorted(vars(module), _attribute, leave=_INTERNAL),
+                _sorted(vars(module), _attribute, leave=INTERNAL),
                 _sorted(module._parameters, self._tensor),
                 _sorted(module._buffers, self._tensor),
                 tuple((name, child and self(child)) for name, child in module._modules.items()),

@@ -11,7 +11,15 @@ from pfa_convert.feedback.layers import layer_of
 from pfa_convert.feedback.strategy import Strategy
 from pfa_convert.feedback.weight import FeedbackWeight, present_parameter
 from pfa_convert.graph.report import ConversionReport, SiteReport
-from pfa_convert.graph.sites import OtherUse, Skipped, feedback_path, is_weight, plain_class, weight_path
+from pfa_convert.graph.sites import (
+    OtherUse,
+    Skipped,
+    feedback_path,
+    is_weight,
+    joined,
+    plain_class,
+    weight_path,
+)
 
 REPLACED = "replaced after the conversion: it has no feedback weight"
 HOOKED = "its weight is no Parameter any more, but computed by a hook"
@@ -50,7 +58,7 @@ def _present_site(model: nn.Module, site: SiteReport) -> SiteReport | Skipped | 
     weight = holder.get_parameter(parameter)
     return replace(
         site,
-        weight=".".join(filter(None, (holder_name, parameter))),
+        weight=joined(holder_name, parameter),
         weight_shape=tuple(weight.shape),
         strategy=str(feedback.choice.strategy),
         feedback_elements=feedback.elements if site.feedback_elements else 0,
@@ -87,7 +95,7 @@ def _added(model: nn.Module, decided: ConversionReport) -> Iterator[Skipped | Ot
         if isinstance(holder, FeedbackWeight):
             continue
         for own, parameter in holder.named_parameters(recurse=False):
-            name = weight_path(".".join(filter(None, (holder_name, own))))
+            name = weight_path(joined(holder_name, own))
             if not is_weight(parameter) or name in known or name.startswith(inside):
                 continue
             known.add(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,10 +32,7 @@ class SiteReport:
     @property
     def weight_elements(self) -> int:
         """The number of elements of the forward weight."""
-        elements = 1
-        for size in self.weight_shape:
-            elements *= size
-        return elements
+        return math.prod(self.weight_shape)
 
 
 @dataclass(frozen=True)

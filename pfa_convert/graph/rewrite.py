@@ -20,7 +20,7 @@ from pfa_convert.feedback.redirect import run_redirected
 from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.graph.code import methods_that_name
 from pfa_convert.graph.layers import own_layer
-from pfa_convert.graph.sites import KEPT_ATTRIBUTES, Discovery, feedback_path
+from pfa_convert.graph.sites import KEPT_ATTRIBUTES, Discovery, feedback_path, joined
 from pfa_convert.graph.subclass import change_class, plain_again, with_layer_forward, with_wrapped_method
 
 
@@ -54,7 +54,7 @@ def rewrite_owner(owner: nn.Module, weights: Iterable[str]) -> None:
 
     Its forward does so, and every method whose code names one of the weights.
     """
-    places = [(weight, ".".join(filter(None, feedback_path(weight)))) for weight in sorted(weights)]
+    places = [(weight, joined(*feedback_path(weight))) for weight in sorted(weights)]
     kept = tuple(
         (tuple(weight.split(".")), tuple(feedback.split(".")))
         for weight, feedback in places

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -46,11 +45,6 @@ class Skipped:
     weight_shape: tuple[int, ...]
     reason: str
     rule: None = None
-
-    @property
-    def elements(self) -> int:
-        """The number of elements of the weight."""
-        return math.prod(self.weight_shape) if self.weight_shape else 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +100,11 @@ KEPT_ATTRIBUTES = ("redirected_weights", "output_errors", "_decided", "unrolled"
 _PARAMETRIZED = re.compile(r"(.*?)\.?parametrizations\.(\w+)\.original\d*")
 
 
+def joined(holder: str, name: str) -> str:
+    """Return the path of what `holder` has under a name; the model itself has the path ''."""
+    return f"{holder}.{name}" if holder else name
+
+
 def feedback_path(weight: str) -> tuple[str, str]:
     """Return the module that carries a weight's feedback state, and the state's name in it.
 
@@ -117,7 +116,7 @@ def feedback_path(weight: str) -> tuple[str, str]:
 
 def weight_path(weight: str) -> str:
     """Return the name of the weight itself, where it is a parametrization's original."""
-    return ".".join(filter(None, _holder_and_name(weight)))
+    return joined(*_holder_and_name(weight))
 
 
 def site_name(weight: str) -> str:

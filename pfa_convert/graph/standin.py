@@ -64,7 +64,7 @@ class StandIn:
             return self(value)
         if key in ("_parameters", "_buffers", "_modules"):
             return copy.copy(value)
-        if isinstance(value, _PLAIN) or key in _INTERNAL:
+        if isinstance(value, _PLAIN) or key in INTERNAL:
             return value
         try:
             return copy.deepcopy(value, self._shared.memo())
@@ -97,7 +97,9 @@ class _Memo(dict[int, Any]):
         return super().get(key, default)
 
 
-_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+"""The attributes that PyTorch gives every module; they are no data of a user's."""
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
 
 
