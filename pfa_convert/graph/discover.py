@@ -33,10 +33,20 @@ SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was
 
 def discover(model: nn.Module) -> Discovery:
     """Walk through the model in training and in evaluation mode and collect the uses of weights."""
-    return _Walk(model).found
+    walk = _Walk(model)
+    walk.visit_as_it_must_be_called(model)
+    reached = set(walk.found.sites)
+    walk.visit_what_was_not_reached()
+    sites = walk.found.sites
+    # In the order of execution come those that were reached: the last site is that of the model's output.
+    walk.found.sites = {key: sites[key] for key in sorted(sites, key=lambda key: key in reached)}
+    walk.account()
+    return walk.found
 
 
 class _Walk:
+    """What is known so far, as the modules of a model are visited."""
+
     def __init__(self, model: nn.Module) -> None:
         self.found = Discovery()
         self._model = model
@@ -50,27 +60,28 @@ class _Walk:
         self._likeness = Likeness(model)
         self._stand_in = StandIn(model)
         self._traced: dict[tuple[int, Call], Trace] = {}
-        self._known: set[str] = set()
-        self._visit_default(model)
-        reached, self.found.sites = self.found.sites, {}
-        self._known = {weight for weight, _ in reached}
+
+    def visit_as_it_must_be_called(self, module: nn.Module) -> None:
+        """Visit a module, and what it calls, as it is called with no more than it must be given."""
+        for training in (True, False):
+            self._visit(module, training)
+
+    def visit_what_was_not_reached(self) -> None:
+        """Visit the modules that no forward has called, unless others apply their weights."""
         for module in self._names:
             if module not in self._reached and not self._applied_by_others(module):
-                self._visit_default(module)
-        self.found.sites |= reached  # the last site is still that of the model's output
+                self.visit_as_it_must_be_called(module)
+
+    def account(self) -> None:
+        """Say of each weight what became of it, if nothing has been said yet."""
         for module in self._names:
             self._account(module)
 
     def _applied_by_others(self, module: nn.Module) -> bool:
         """Say whether a layer that was not reached is one whose weights another module applies."""
-        applied, name = self.found.applied() | self._known, self._names[module]
+        applied, name = self.found.applied(), self._names[module]
         layer = own_layer(module)
         return layer is not None and all(joined(name, w) in applied for w in layer.parameters(module))
-
-    def _visit_default(self, module: nn.Module) -> None:
-        """Visit a module as it is called with no more than it must be given."""
-        for training in (True, False):
-            self._visit(module, training)
 
     def _visit(self, module: nn.Module, training: bool, args: Any = (), kwargs: Any = None) -> None:
         """Visit a module for the first time that it is called like that."""
@@ -172,7 +183,7 @@ class _Walk:
         """Return the names of the module's own weights of which no graph has said anything yet."""
         name = self._names[module]
         own = [joined(name, own) for own, p in module.named_parameters(recurse=False) if is_weight(p)]
-        known = self.found.applied() | self._known | self.found.used.keys() | self.found.skipped.keys()
+        known = self.found.applied() | self.found.used.keys() | self.found.skipped.keys()
         return [path for path in own if path not in known]
 
     def _account(self, module: nn.Module) -> None:
@@ -223,10 +234,6 @@ def _helped(module: nn.Module, failure: str) -> str:
     """Return why a weight is skipped, with what helps."""
     kind = plain_class(module)
     if kind.__module__.startswith("torch.nn."):
-        one = f"torch.nn.{kind.__name__} applies it inside one operation"
-        return (
-            f"{one}; convert(model, unroll=True) runs it step by step"
-            if isinstance(module, nn.RNNBase)
-            else one
-        )
+        helps = "; convert(model, unroll=True) runs it step by step" if isinstance(module, nn.RNNBase) else ""
+        return f"torch.nn.{kind.__name__} applies it inside one operation{helps}"
     return f"{failure}; convert(model, example=(args, kwargs)) sees what a run applies"
