@@ -216,12 +216,14 @@ class FollowWeights(TorchFunctionMode):
                 return twin_args[0] * dropped
             return func(*twin_args, **twin_kwargs)
 
-        several = isinstance(result, list | tuple)
-        shared = Learned(None, recompute=recompute) if several else None
-        for index, tensor in enumerate(result if several else (result,)):
+        if isinstance(result, Tensor):
+            made_of = [(result, recompute)]
+        else:
+            shared = Learned(None, recompute=recompute)
+            made_of = [(part, _part(shared, index)) for index, part in enumerate(result)]
+        for tensor, again in made_of:
             if isinstance(tensor, Tensor) and self.find(tensor) is None:
-                part = recompute if shared is None else _part(shared, index)
-                made = Learned(tensor, mixed=mixed, recompute=part, direct=learned[0].direct)
+                made = Learned(tensor, mixed=mixed, recompute=again, direct=learned[0].direct)
                 self.describe(func, args, kwargs, learned, made)
                 self.remember(made)
 

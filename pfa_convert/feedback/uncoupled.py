@@ -40,7 +40,7 @@ class UncoupledWatch:
                 self._warn()
 
         learns = weight.requires_grad
-        weight.requires_grad_(True)
+        weight.requires_grad_(True)  # a frozen weight takes no hook, and may learn later
         feedback.watch = weight.register_post_accumulate_grad_hook(look)
         weight.requires_grad_(learns)
 

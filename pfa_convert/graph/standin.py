@@ -33,8 +33,8 @@ class StandIn:
     def __init__(self, model: nn.Module) -> None:
         self.tracing = Tracing()
         self._of: dict[nn.Module, nn.Module] = {}
-        tensors = [*model.parameters(), *model.buffers()]
-        self._shared = _Shared(self, {id(tensor): tensor for tensor in tensors}, list(model.modules()))
+        self._tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self._modules = {id(module): module for module in model.modules()}
 
     def __call__(self, module: nn.Module) -> nn.Module:
         """Return a module's stand-in, with those of all modules in it."""
@@ -67,33 +67,26 @@ class StandIn:
         if isinstance(value, _PLAIN) or key in INTERNAL:
             return value
         try:
-            return copy.deepcopy(value, self._shared.memo())
+            return copy.deepcopy(value, _Memo(self._tensors, self._modules, self))
         except Exception:
             return value
 
 
-class _Shared:
-    """What a copied attribute refers to and shares: the model's tensors, and stand-ins of its modules."""
-
-    def __init__(self, stand_in: StandIn, tensors: dict[int, Any], modules: list[nn.Module]) -> None:
-        self.stand_in, self.tensors = stand_in, tensors
-        self.modules = {id(module): module for module in modules}
-
-    def memo(self) -> dict[int, Any]:
-        """Return a memo for `copy.deepcopy`."""
-        return _Memo(self)
-
-
 class _Memo(dict[int, Any]):
-    def __init__(self, shared: _Shared) -> None:
+    """What `copy.deepcopy` takes for copied already: tensors as they are, and each module's stand-in.
+
+    It is looked up and not filled, since a stand-in is made when it is first asked for.
+    """
+
+    def __init__(self, tensors: dict[int, Tensor], modules: dict[int, nn.Module], stand_in: StandIn) -> None:
         super().__init__()
-        self._shared = shared
+        self._tensors, self._modules, self._stand_in = tensors, modules, stand_in
 
     def get(self, key: int, default: Any = None) -> Any:
-        if key in self._shared.tensors:
-            return self._shared.tensors[key]
-        if key in self._shared.modules:
-            return self._shared.stand_in(self._shared.modules[key])
+        if key in self._tensors:
+            return self._tensors[key]
+        if key in self._modules:
+            return self._stand_in(self._modules[key])
         return super().get(key, default)
 
 
