@@ -30,8 +30,8 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
         if not folders:
             raise UserError("holds no run that has completed an epoch", where=str(path))
         for folder in map(RunFolder, folders):
-            made = json.loads(folder.environment.read_text(encoding="utf-8"))
-            run = Run(folder.read_recipe(), made["seed"], tuple(folder.records()), made)
+            log, environment = tuple(folder.records()), folder.read_environment()
+            run = Run(folder.read_recipe(), environment["seed"], log, environment)
             if run.records:
                 found.append((folder, run))
     experiments: dict[str, dict[str, Variant]] = {}

@@ -24,7 +24,7 @@ class EpochRecord:
     validation_top1: float | None = None
     validation_top5: float | None = None
     test_loss: float | None = None
-    """Where images are held out for validation, only in the epochs that are the best so far."""
+    """Beside a validation set, only in the epochs that are the best so far on it."""
     test_top1: float | None = None
     test_top5: float | None = None
     angle_deg: float | None = None

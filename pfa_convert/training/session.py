@@ -105,8 +105,7 @@ class Session:
         """Return the angles to backpropagation's gradients on an evaluation batch, if the recipe asks."""
         if not self.recipe.train.gradient_angles:
             return None
-        batches = self.data.evaluation.batches(self.recipe.data.batch_size, Shard())
-        images, labels = next(iter(batches))
+        images, labels = next(iter(self.data.evaluation.batches(self.recipe.data.batch_size, Shard())))
         self.model.eval()
         angles = gradient_angles(
             self.model, functional.cross_entropy, to_device_format(images, self.recipe.train), labels

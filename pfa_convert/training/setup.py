@@ -28,13 +28,12 @@ def make_model(recipe: Recipe, seed: int, device: torch.device) -> Any:
     torch.manual_seed(seed)
     section = recipe.model
     plain = build(section.name, section.num_classes, **section.options)
-    feedback_seed = seed if recipe.convert.seed is None else recipe.convert.seed
     model = convert(
         plain,
         recipe.convert.rule,
         options=recipe.convert.options,
         overrides=recipe.convert.overrides,
-        seed=feedback_seed,
+        seed=seed if recipe.convert.seed is None else recipe.convert.seed,
         inplace=True,
         reinit=recipe.init,
         unroll=recipe.convert.unroll,
@@ -81,11 +80,10 @@ def check_fit(recipe: Recipe, model: nn.Module, data: Data, processes: Processes
     """Raise UserError unless the model takes the data's images and has an output for each class."""
     if recipe.data.batch_size < processes.shard.world:
         raise UserError(f"data.batch_size: fewer images than processes ({processes.shard.world})")
-    images = torch.zeros(2, *data.image_shape, device=processes.device)
     size = "x".join(map(str, data.image_shape))
     model.eval()
     try:
-        logits = model(images)
+        logits = model(torch.zeros(2, *data.image_shape, device=processes.device))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         reason = one_line(error, 160)
         raise UserError(f"{recipe.model.name} does not take images of {size}: {reason}") from None
