@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pfa_convert.errors import UserError
-from pfa_convert.recipe_files import Choice, find_recipe
+from pfa_convert.recipe_files import Choice, RecipeFile, find_recipe
 from pfa_convert.recipe_text import with_settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -86,8 +87,8 @@ class OptimizerSection(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The optimizer's keyword arguments: the keys that were given, and the learning rate."""
-        return {"lr": self.lr, **self.model_dump(exclude={"name"}, exclude_unset=True)}
+        """The optimizer's keyword arguments: all keys but its name."""
+        return self.model_dump(exclude={"name"})
 
 
 class ScheduleSection(_Section):
@@ -118,7 +119,7 @@ class ScheduleSection(_Section):
 class TrainSection(_Section):
     """`train:` the optimizer, its schedules, precision and seeds."""
 
-    epochs: int = Field(default=10, ge=0, description="passes over the training images")
+    epochs: int = Field(default=10, ge=0, le=100_000, description="passes over the training images")
     optimizer: OptimizerSection = OptimizerSection()
     lr_schedule: ScheduleSection = ScheduleSection(name="constant")
     weight_decay_schedule: ScheduleSection = ScheduleSection(name="constant")
@@ -209,7 +210,7 @@ def load_recipe(
     settings = list(settings)
     file, choice = find_recipe(source)
     content = file.content(choice)
-    _name(content, file.path.stem, choice)
+    _name(content, file, choice)
     _note_length(content)
     changed = with_settings(content, settings)
     if any(setting.startswith("train.optimizer.name=") for setting in settings):
@@ -233,9 +234,12 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     return Recipe.model_validate(content)
 
 
-def _name(content: dict[str, Any], stem: str, choice: Choice) -> None:
-    """Record what a recipe is called and which experiment it is a variant of: never guessed from its name."""
-    name = content.setdefault("name", stem)
+def _name(content: dict[str, Any], file: RecipeFile, choice: Choice) -> None:
+    """Record what a recipe is called and which experiment it is a variant of: never guessed from its name.
+
+    A file without a name has its own as a file, not that of what it extends: their runs are apart.
+    """
+    name = content["name"] = file.own.get("name", re.sub(r"[^\w.+-]+", "-", file.path.stem).lstrip(".+-"))
     if isinstance(name, str):
         content.setdefault("experiment", name)
     if choice and isinstance(name, str):

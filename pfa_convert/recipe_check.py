@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ def _check_data(section: DataSection) -> Iterator[str]:
 
 
 def _check_optimizer(section: OptimizerSection) -> Iterator[str]:
-    yield from _said("train.optimizer", lambda: optimizer_class(section))
+    yield from _said("train.optimizer", lambda: optimizer_of(section))
 
 
 def _said(where: str, look_up: Callable[[], object]) -> Iterator[str]:
@@ -125,8 +126,8 @@ def optimizers() -> dict[str, type[torch.optim.Optimizer]]:
     }
 
 
-def optimizer_class(section: OptimizerSection) -> type[torch.optim.Optimizer]:
-    """Return the class of torch.optim that a section names, whatever its capitals.
+def optimizer_of(section: OptimizerSection) -> Callable[..., torch.optim.Optimizer]:
+    """Return what makes the optimizer of a section, whatever the capitals of its name, from parameters.
 
     Raises:
         UserError: for an unknown name, or an argument or value that the class does not take.
@@ -135,20 +136,24 @@ def optimizer_class(section: OptimizerSection) -> type[torch.optim.Optimizer]:
     if name not in classes:
         raise UserError(f"unknown optimizer {section.name!r}", given=name, choices=classes)
     chosen = classes[name]
-    for argument in section.arguments:
-        if argument not in _arguments(chosen):
-            raise UserError(
-                f"{chosen.__name__} takes no {argument!r}", given=argument, choices=_arguments(chosen)
-            )
+    taken, given = _arguments(chosen), section.arguments
+    if not section.weight_decay and "weight_decay" not in taken:
+        del given["weight_decay"]  # Rprop has none, and a recipe that says so is right
+    for argument, value in given.items():
+        if argument not in taken:
+            raise UserError(f"{chosen.__name__} takes no {argument!r}", given=argument, choices=taken)
+        if isinstance(taken[argument].default, bool) and not isinstance(value, bool):
+            raise UserError(f"{chosen.__name__}: {argument} is true or false, given {value!r}")
+    made: Callable[..., torch.optim.Optimizer] = partial(chosen, **given)
     try:
-        chosen([torch.zeros(1, 1, requires_grad=True)], **section.arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+        made([torch.zeros(1, 1, requires_grad=True)])
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise UserError(f"{chosen.__name__}: {error}") from None
-    return chosen
+    return made
 
 
-def _arguments(chosen: type[torch.optim.Optimizer]) -> set[str]:
-    return set(inspect.signature(chosen).parameters) - {"params"}
+def _arguments(chosen: type[torch.optim.Optimizer]) -> dict[str, inspect.Parameter]:
+    return {name: p for name, p in inspect.signature(chosen).parameters.items() if name != "params"}
 
 
 def without_foreign_arguments(
@@ -159,12 +164,13 @@ def without_foreign_arguments(
     Returns:
         The content, and a line that tells what was left out and what was kept; None if all was kept.
     """
-    section = content["train"]["optimizer"]
-    chosen = optimizers().get(str(section.get("name", "")).lower())
-    if chosen is None:
+    train = content.get("train")
+    section = train.get("optimizer") if isinstance(train, Mapping) else None
+    if not isinstance(section, Mapping) or str(section.get("name")).lower() not in optimizers():
         return dict(content), None
+    chosen = optimizers()[str(section["name"]).lower()]
     given = {setting.partition("=")[0].rpartition(".")[2] for setting in settings}
-    taken = _arguments(chosen) | given | {"name"}
+    taken = {*_arguments(chosen), *given, "name"}
     kept = {key: value for key, value in section.items() if key in taken}
     changed = {**content, "train": {**content["train"], "optimizer": kept}}
     if not (foreign := section.keys() - kept.keys()):

@@ -67,6 +67,8 @@ def one_line(*arguments):
         (["broken_module:net"], "'broken_module' fails as it is imported: NameError: name 'nothing'"),
         (["its_own_module:number"], "is no function that returns a model: int"),
         (["its_own_module:wrong"], "cannot be made: ZeroDivisionError: division by zero"),
+        (["train", "digits-mlp-pfa", "--set", "model.hidden=[-3]"], "model paper/mlp: Trying to create"),
+        (["train", "digits-mlp-pfa", "--threads", "100000"], "--threads"),
         (["its_own_module:picky"], "cannot be made: TypeError: picky() missing 1 required"),
         (["its_own_module:nett"], "did you mean 'net'"),
         (["its_own_module:net", "--num-classes", "3"], "is a model already, which takes no num_classes"),

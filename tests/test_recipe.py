@@ -5,14 +5,16 @@ import torch
 import yaml
 from training.runs import call
 
-from pfa_convert import UserError, load_recipe, recipe_files
+from pfa_convert import UserError, couple, load_recipe, recipe_files
 from pfa_convert.convert import convert
 from pfa_convert.models import build
+from pfa_convert.recipe import OptimizerSection
+from pfa_convert.recipe_check import optimizers
 from pfa_convert.recipe_files import packaged_recipes
 from pfa_convert.reporting.results import paper
 from pfa_convert.reporting.rows import PAPER_SEEDS
 from pfa_convert.training.schedules import factor, set_schedules
-from pfa_convert.training.setup import make_optimizer
+from pfa_convert.training.setup import make_model, make_optimizer
 
 
 @pytest.mark.parametrize("name", packaged_recipes())
@@ -171,6 +173,14 @@ def test_a_recipe_survives_being_written_out(tmp_path):
         ("model: {name: paper/mlp}\ntrain: {optimizer: {name: sgdd}}", "did you mean 'sgd'"),
         ("model: {name: paper/mlp}\ntrain: {optimizer: {momentum: -1}}", "Invalid momentum"),
         ("model: {name: paper/mlp}\ntrain: {optimizer: {name: lbfgs}}", "unknown optimizer 'lbfgs'"),
+        ("model: {name: paper/mlp}\ntrain: {optimizer: {name: adam, betas: [0.9]}}", "Adam: list index out"),
+        ("model: {name: paper/mlp}\ntrain: {optimizer: {nesterov: maybe}}", "nesterov is true or false"),
+        ("model: {name: paper/mlp}\ntrain: {epochs: 1000000000}", "less than or equal to 100000"),
+        ("model: {name: paper/mlp}\ndata: {dataset: synthetic, options: {shape: [8, 8]}}", "options.shape"),
+        (
+            "model: {name: paper/mlp}\ndata: {dataset: synthetic, options: {images: 99999999999999}}",
+            "options.images",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_file_and_key(tmp_path, text, message):
@@ -240,7 +250,15 @@ def test_a_base_is_found_beside_the_recipe_that_extends_it(tmp_path):
     path = tmp_path / "inner" / "mine.yaml"
     path.write_text("extends: ../base.yaml\ntrain: {seeds: [7]}\n")
     recipe = load_recipe(path)
-    assert (recipe.name, recipe.train.epochs, recipe.train.seeds) == ("mine", 2, [7])
+    assert (recipe.train.epochs, recipe.train.seeds) == (2, [7])
+
+
+def test_a_file_without_a_name_is_called_as_it_is_and_not_as_what_it_extends(tmp_path):
+    path = tmp_path / "my first, at night.yaml"
+    path.write_text("extends: digits-mlp\n")
+    recipe, variant = load_recipe(path), load_recipe(f"{path}:pfa")
+    assert (recipe.name, recipe.experiment) == ("my-first-at-night", "my-first-at-night")
+    assert (variant.name, variant.experiment) == ("my-first-at-night-pfa", "my-first-at-night")
 
 
 def test_numbers_are_read_as_people_write_them(tmp_path):
@@ -256,6 +274,35 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
 def test_a_malformed_setting_is_refused(setting):
     with pytest.raises(UserError, match="--set"):
         load_recipe("digits-mlp-pfa", [setting])
+
+
+@pytest.mark.parametrize("settings", [["train.optimizer=5"], ["train=null"], ["train.optimizer.name=[a]"]])
+def test_settings_that_overlap_are_refused_as_any_mistake(settings):
+    with pytest.raises(UserError, match="key 'train"):
+        load_recipe("digits-mlp-pfa", ["train.optimizer.name=adamw", *settings])
+
+
+@pytest.mark.parametrize("name", sorted(set(optimizers()) - {"muon"}))
+def test_a_run_with_any_optimizer_can_be_read_again_and_is_coupled(name, tmp_path):
+    settings = [f"train.optimizer.name={name}", "model.hidden=[8]"]
+    recipe = load_recipe("digits-mlp-pfa", settings, note=str)
+    kept = tmp_path / "recipe.yaml"
+    kept.write_text(yaml.safe_dump(recipe.to_dict()))
+    assert load_recipe(kept) == recipe
+    model = make_model(recipe, 0, torch.device("cpu"))
+    couple(model, make_optimizer(recipe.train.optimizer, model))
+
+
+@pytest.mark.parametrize("argument", [{"differentiable": True}, {"capturable": True}, {"lr": 1e300}])
+def test_an_optimizer_that_cannot_make_a_step_is_refused(argument):
+    section = OptimizerSection(name="adamw", **argument)
+    with pytest.raises(UserError, match="optimizer: "):
+        make_optimizer(section, torch.nn.Linear(2, 2))
+
+
+def test_a_weight_decay_that_is_not_given_is_none_from_the_first_step_on():
+    optimizer = make_optimizer(OptimizerSection(name="adamw"), torch.nn.Linear(2, 2))
+    assert optimizer.param_groups[0]["weight_decay"] == 0
 
 
 @pytest.mark.parametrize("name", packaged_recipes())

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="One seed; the recipe's first by default.")
 @click.option("--device", help="Where to train, such as cpu or cuda:1.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; by the size of the work by default.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of the CPU; by default as the work needs.")
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint, or extend: train.epochs=60.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is in the folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -92,9 +92,10 @@ def _tell_variants(talk: Console, source: str, recipe: Recipe) -> None:
     file, choice = find_recipe(source)
     if axes := {} if choice else file.axes():
         listed = "; ".join(f"{axis} {', '.join(names)}" for axis, names in axes.items())
+        sign = ":" if Path(source).is_file() else "-"
         example = "-".join(names[-1] for names in axes.values())
         talk.print(
             f"{source} is taken as it begins: rule {recipe.convert.rule}. Its variants, such as "
-            f"{file.path.stem}-{example}: {listed}",
+            f"{source}{sign}{example}: {listed}",
             markup=False,
         )

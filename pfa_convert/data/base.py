@@ -63,7 +63,7 @@ class Data:
 Loader = Callable[..., Data]
 DATASETS: Registry[Loader] = Registry("data set", "pfa_convert.data")
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 """An option that is a whole number from 1 on."""
 
 COMMON = ("root", "validation", "device", "workers")

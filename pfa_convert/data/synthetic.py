@@ -13,15 +13,15 @@ def synthetic(
     validation: int,
     device: torch.device,
     images: Count = 1024,
-    shape: tuple[Count, ...] = (3, 32, 32),
+    shape: tuple[Count, Count, Count] = (3, 32, 32),
     num_classes: Count = 10,
 ) -> Data:
-    """Return `images` training and a quarter as many test images of the given shape."""
+    """Return `images` training and a quarter as many test images of the given channels, height and width."""
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.randint(256, (num_classes, *shape), generator=generator)
     normalisation = Normalisation((0.5,) * shape[0], (0.25,) * shape[0])
     splits = []
-    for count in (images, images // 4):
+    for count in (images, max(1, images // 4)):
         labels = torch.randint(num_classes, (count,), generator=generator)
         noise = torch.randint(256, (count, *shape), generator=generator)
         mixed = ((prototypes[labels] + 3 * noise) // 4).to(torch.uint8)

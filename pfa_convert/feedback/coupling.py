@@ -197,7 +197,9 @@ def _refuse_incomplete(
                 f"the optimizer misses the parameter {label}; give it all of model.parameters() after convert"
             )
     plastic = isinstance(feedback.pathway, (Collapsed, PlasticPathway))
-    if plastic and feedback.as_drawn and weight in group_of and group_of[weight].optimizer.state.get(weight):
+    state = group_of[weight].optimizer.state.get(weight) if weight in group_of else None
+    # Adagrad has a state from its birth, of no step.
+    if plastic and feedback.as_drawn and state and state.get("step", 1) != 0:
         raise UserError("the optimizer has made steps already; couple before the first one")
 
 

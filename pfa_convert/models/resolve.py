@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pfa_convert.errors import UserError
+from pfa_convert.errors import UserError, machine_failure
 from pfa_convert.registry import Registry
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def build(name: str, num_classes: int | None = None, **options: Any) -> nn.Modul
     resolved = resolve(name)
     try:
         return SOURCES[resolved.source].build(resolved.name, num_classes, **options)
-    except TypeError as error:
-        if not options:
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not options or machine_failure(error):
             raise
         raise UserError(f"{error}", where=f"model {resolved}") from error
 

@@ -19,7 +19,7 @@ from pfa_convert.data.base import Shard
 from pfa_convert.errors import UserError, one_line
 from pfa_convert.models import build
 from pfa_convert.recipe import DataSection, OptimizerSection, Recipe
-from pfa_convert.recipe_check import optimizer_class
+from pfa_convert.recipe_check import optimizer_of
 from pfa_convert.training.distributed import Processes
 
 
@@ -68,11 +68,14 @@ def make_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.O
     Raises:
         UserError: for an unknown name, or an argument that the optimizer does not take.
     """
-    chosen = optimizer_class(section)
+    made = optimizer_of(section)
+    trial = torch.zeros(1, 1, device=next((p.device for p in model.parameters()), None), requires_grad=True)
+    trial.grad = torch.zeros_like(trial)
     try:
-        return chosen(model.parameters(), **section.arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error), where="train.optimizer") from error
+        made([trial]).step()  # what some arguments break: `capturable` on a CPU, `differentiable`, a huge lr
+        return made(model.parameters())
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(one_line(error, 200), where="train.optimizer") from error
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pfa_convert import UserError
 from pfa_convert.data import load_data
-from pfa_convert.data.base import DeviceSplit, Normalisation, Shard, hold_out
+from pfa_convert.data.base import DATASETS, DeviceSplit, Normalisation, Shard, hold_out
 
 
 def write_idx(path, array):
@@ -127,3 +127,9 @@ def test_an_image_of_another_size_is_named(cifar, size):
     Image.new("RGB", size).save(path)
     with pytest.raises(UserError, match=f"{path}: has the size {size[0]} x {size[1]}"):
         load("cifar10", cifar)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_even_the_smallest_synthetic_set_has_an_image_to_be_judged_by(images):
+    data = DATASETS["synthetic"](images=images, validation=0, device=torch.device("cpu"))
+    assert (len(data.train), len(data.evaluation)) == (images, 1)
