@@ -176,7 +176,6 @@ def test_a_recipe_survives_being_written_out(tmp_path):
         ("model: {name: paper/mlp}\ntrain: {optimizer: {name: adam, betas: [0.9]}}", "Adam: list index out"),
         ("model: {name: paper/mlp}\ntrain: {optimizer: {nesterov: maybe}}", "nesterov is true or false"),
         ("model: {name: paper/mlp}\ntrain: {epochs: 1000000000}", "less than or equal to 100000"),
-        ("model: {name: paper/mlp}\ndata: {dataset: synthetic, options: {shape: [8, 8]}}", "options.shape"),
         (
             "model: {name: paper/mlp}\ndata: {dataset: synthetic, options: {images: 99999999999999}}",
             "options.images",

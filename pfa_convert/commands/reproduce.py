@@ -90,7 +90,7 @@ def reproduce_command(
         return
     if gpus_per_run is not None and ray_address is None:
         raise UserError("is for runs on a Ray cluster: give --ray too", where="--gpus-per-run")
-    talk = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console
+    talk = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False) if as_json else console
     _warn_without_figures(talk)
     if ray_address is not None:
         from pfa_convert.training.ray_runs import reproduce_on_ray

@@ -59,7 +59,7 @@ def train_command(
     """
     from pfa_convert.recipe import load_recipe
 
-    talk = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console
+    talk = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False) if as_json else console
     loaded = load_recipe(recipe, settings, lambda text: talk.print(text, markup=False))
 
     from pfa_convert.reporting.run_progress import ProgressWatcher

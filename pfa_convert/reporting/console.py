@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pfa_convert.training.record import RunResult
     from pfa_convert.zoo.sweep import Line
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 MUCH_LEFT, FORGOTTEN = 0.05, 0.01
 """Shares of a start in F: what is worth a remark, and what counts as forgotten."""

@@ -133,3 +133,9 @@ def test_an_image_of_another_size_is_named(cifar, size):
 def test_even_the_smallest_synthetic_set_has_an_image_to_be_judged_by(images):
     data = DATASETS["synthetic"](images=images, validation=0, device=torch.device("cpu"))
     assert (len(data.train), len(data.evaluation)) == (images, 1)
+
+
+@pytest.mark.parametrize("shape", [(), (64,), (8, 8), (1, 1, 8, 8)])
+def test_a_shape_that_is_no_images_is_refused(shape):
+    with pytest.raises(UserError, match="channels, height and width"):
+        DATASETS["synthetic"](shape=shape, validation=0, device=torch.device("cpu"))
