@@ -61,6 +61,7 @@ def one_line(*arguments):
         (["bench", "paper/mlp", "--plot", "."], "--plot: . is a folder"),
         (["models", "resnet18", "--check", "--output", "."], "--output: . is a folder"),
         (["reproduce", "digits-mlp-bp", "--device", "gpu"], "--device: unknown device 'gpu'"),
+        (["reproduce", "mnist", "--data", "nowhere"], "--data: there is no folder 'nowhere'"),
         (["inspect", "."], "is not the folder of a run"),
         (["inspect", "no-such-folder"], "no-such-folder"),
         (["recipes", "mnist-mpl"], "did you mean 'mnist-mlp'"),

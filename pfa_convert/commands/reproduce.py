@@ -99,6 +99,8 @@ def reproduce_command(
         talk.print(f"{len(runs)} runs on the Ray cluster {ray_address}, in {output}", markup=False)
     else:
         usable_device(device)
+        if data is not None and not data.is_dir():
+            raise UserError(f"there is no folder {str(data)!r}", where="--data")
         jobs = jobs or _cores_or_gpus()
         ended = reproduce(runs, jobs, data, settings, device)
         talk.print(f"{len(runs)} runs, {jobs} at a time, in {output}", markup=False)
