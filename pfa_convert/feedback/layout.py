@@ -100,10 +100,10 @@ class ProductLayout(WeightLayout):
     @property
     def _sizes(self) -> tuple[int, int, int]:
         """The numbers of groups, and in each of outputs and inputs."""
-        batch, outputs, inputs = (
-            math.prod(self.shape[d] for d in dims) for dims in (self.batch, self._outputs, self.inputs)
-        )
-        return batch, outputs, inputs
+        return self._size(self.batch), self._size(self._outputs), self._size(self.inputs)
+
+    def _size(self, dimensions: tuple[int, ...]) -> int:
+        return math.prod([self.shape[d] for d in dimensions])  # a compiler takes no generator
 
     @property
     def outputs(self) -> int:

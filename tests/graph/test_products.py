@@ -103,6 +103,16 @@ def gradients(model, x):
     return output, x.grad, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("name", ["W @ x", "matmul, a matrix a head", "einsum, repeated"])
+def test_a_product_compiles_in_one_graph(name):
+    model, x = convert(made(name), "pfa"), inputs()
+    output, below, learned = gradients(copy.deepcopy(model), x)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = gradients(compiled, x)
+    assert torch.equal(found[0], output) and relative_error(found[1], below) <= EXACT
+    assert relative_error(found[2]["_orig_mod.W"], learned["W"]) <= EXACT
+
+
 @pytest.mark.parametrize("rule", ["fa", "pfa", "kp", "usf"])
 @pytest.mark.parametrize("name", CASES)
 def test_the_error_goes_through_F_in_the_place_of_W(name, rule):
