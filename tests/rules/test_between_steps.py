@@ -108,5 +108,5 @@ def test_the_noise_is_the_same_in_every_copy_and_after_a_checkpoint():
 
 
 def test_a_model_without_such_a_rule_is_refused():
-    with pytest.raises(UserError, match="wm, ia and sa"):
+    with pytest.raises(UserError, match="no rule of it has a phase"):
         feedback_phase(convert(nn.Sequential(nn.Linear(3, 2)), "pfa"))
