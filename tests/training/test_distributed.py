@@ -12,7 +12,7 @@ from pfa_convert import load_recipe, train
 pytestmark = pytest.mark.xdist_group("two processes")
 
 SCRIPT = """
-import json, sys, torch
+import json, os, sys, torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from pfa_convert import convert, couple, load_recipe, train
@@ -26,7 +26,8 @@ for name, settings in json.loads(sys.argv[2]).items():
     assert result.epochs == recipe.train.epochs and not dist.is_initialized()
 
 torch.set_default_dtype(torch.float32)
-dist.init_process_group("gloo")
+rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=rank, world_size=world)
 sent = {}
 for name, rule, coupled in [("bp", "bp", False), ("collapsed", "pfa", True), ("fused", "pfa", False)]:
     options = {"expansion": 3, "strategy": name} if rule == "pfa" else {}
@@ -43,7 +44,7 @@ for name, rule, coupled in [("bp", "bp", False), ("collapsed", "pfa", True), ("f
     parallel.register_comm_hook(None, count)
     parallel(torch.randn(2, 3, 32, 32)).sum().backward()
     sent[name] = total[0]
-if dist.get_rank() == 0:
+if rank == 0:
     open(f"{sys.argv[1]}/sent.json", "w").write(json.dumps(sent))
 dist.destroy_process_group()
 """

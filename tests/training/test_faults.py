@@ -102,7 +102,9 @@ def test_a_killed_reader_of_the_data_ends_the_run_and_it_continues(images, tmp_p
         time.sleep(0.02)
     os.kill(readers[-1], signal.SIGKILL)
     _, said = job.communicate(timeout=60)
-    assert job.returncode == 2 and said.count("\n") == 1, said
+    assert job.returncode == 2, said
+    # A reader that survives may print, from a thread of multiprocessing's, that the run has gone.
+    (said,) = (line for line in said.splitlines() if line.startswith("pfa-convert: "))
     assert "reads the data was killed" in said and "--resume" in said
     resumed = call("train", *images, "--output", folder.path, "--resume")
     assert resumed.code == 0, resumed.errors
