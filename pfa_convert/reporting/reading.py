@@ -24,21 +24,25 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
     """
     found: list[tuple[RunFolder, Run]] = []
     for path in paths:
-        folders = sorted(
-            file.parent for file in path.rglob("recipe.yaml") if (file.parent / "log.jsonl").exists()
-        )
-        if not folders:
+        folders = [RunFolder(file.parent) for file in sorted(path.rglob("recipe.yaml"))]
+        begun = [read_run(folder) for folder in folders if folder.log.exists() or folder.result.exists()]
+        completed = [(folder, run) for folder, run in begun if run.records]
+        if not completed:
             raise UserError("holds no run that has completed an epoch", where=str(path))
-        for folder in map(RunFolder, folders):
-            log, environment = tuple(folder.records()), folder.read_environment()
-            run = Run(folder.read_recipe(), environment["seed"], log, environment)
-            if run.records:
-                found.append((folder, run))
+        found += completed
     experiments: dict[str, dict[str, Variant]] = {}
     for variant in _variants(found):
         experiments.setdefault(variant.experiment, {})[variant.label] = variant
     experiments = _with_backpropagation(experiments)
     return {name: _in_order(variants) for name, variants in sorted(experiments.items())}
+
+
+def read_run(folder: RunFolder) -> tuple[RunFolder, Run]:
+    """Return a folder and the run in it; raises UserError if a file of it is damaged or lost."""
+    if not folder.log.exists():
+        raise UserError(f"holds a result without its {folder.log.name}", where=str(folder.path))
+    log, environment = tuple(folder.records()), folder.read_environment()
+    return folder, Run(folder.read_recipe(), environment["seed"], log, environment)
 
 
 def _variants(found: Iterable[tuple[RunFolder, Run]]) -> Iterator[Variant]:

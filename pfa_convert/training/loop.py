@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,7 +70,7 @@ def train(
     folder = RunFolder(Path(output) if output else Path("runs") / recipe.name / f"seed-{seed}")
     resuming = folder.continues(recipe, seed, resume=resume, overwrite=overwrite)
     if resuming and folder.is_finished(recipe):
-        return RunResult(**json.loads(folder.result.read_text()))
+        return folder.read_result()
     with ExitStack() as stack:
         processes = stack.enter_context(join(device))
         stack.enter_context(determinism(recipe.train.deterministic))
@@ -85,12 +84,16 @@ def train(
         if enough < most and threads is None:
             watcher.note(f"threads: {enough} of {most}, since the batches are small; --threads sets them")
         stack.enter_context(using_threads(enough))
+        stack.enter_context(folder.held() if processes.main else nullcontext())
         continuing = resuming and folder.last.exists()
         processes.wait()
         if continuing:
             load_checkpoint(session, folder.last)
             if said := notice(folder.read_environment()):
                 watcher.note(said)
+            done = session.progress.epoch
+            if (logged := sum(1 <= record.epoch <= done for record in folder.records())) < done:
+                watcher.note(f"{folder.log} has {logged} of the {done} epochs that are done")
             if processes.main:
                 folder.extend(recipe)
         else:
@@ -195,7 +198,7 @@ def _finish(session: Session, folder: RunFolder) -> RunResult:
         epochs=session.recipe.train.epochs,
         evaluated_on=session.data.evaluation_name,
         final_top1=top1,
-        best_top1=progress.best_top1,
+        best_top1=progress.best_top1 if progress.best_epoch else top1,
         best_epoch=progress.best_epoch,
         test_top1_at_best=progress.test_top1_at_best,
         angle_deg={site: value["angle_deg"] for site, value in angles.items()},
@@ -205,7 +208,7 @@ def _finish(session: Session, folder: RunFolder) -> RunResult:
         start_left=_start_left(session),
     )
     if session.processes.main:
-        folder.finish(asdict(result))
+        folder.finish(result)
     session.processes.wait()
     return result
 

@@ -80,3 +80,9 @@ class RunResult:
     folder: str
     start_left: dict[str, float] = field(default_factory=dict)
     """By site, the share of a plastic `F` that is what it began with."""
+
+    @classmethod
+    def from_json(cls, text: str) -> RunResult:
+        """Read a result; keys that a later version may have added are passed over."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in json.loads(text).items() if key in known})

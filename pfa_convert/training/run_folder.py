@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from pfa_convert.errors import UserError
 from pfa_convert.files import write_text
 from pfa_convert.recipe import Recipe, parse_recipe
 from pfa_convert.recipe_text import read_mapping
 from pfa_convert.training.earlier import as_of_now, refuse_other_images
-from pfa_convert.training.record import EpochRecord
+from pfa_convert.training.record import EpochRecord, RunResult
 
 CHANGEABLE = ("train.epochs", "train.seeds", "data.root", "data.workers", "expect", "experiment", "variant")
 """What of a recipe may be another when a run goes on: it does not change what was done so far."""
@@ -33,16 +35,38 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.environment = path / "environment.json"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing this run; the system lets go of it when the process ends.
+
+        Raises:
+            UserError: where another process writes it, or this one cannot.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                "another process is at this run: wait for its end, or choose another --output",
+                where=str(self.path),
+            ) from None
+        except OSError as error:
+            raise UserError(f"cannot write the run: {error.strerror}", where=str(self.path)) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def start(self, recipe: Recipe, environment: Mapping[str, Any]) -> None:
-        """Create the folder and describe the run in it; the recipe comes last: with it, the run exists.
+        """Describe the run in its folder; the recipe goes last and comes last: with it, the run exists.
 
         Raises:
             UserError: where it cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-            for stale in (self.recipe, self.result, self.log, self.last, self.best):
+            for stale in (self.result, self.last, self.best, self.log, self.recipe):
                 stale.unlink(missing_ok=True)
             write_text(self.environment, json.dumps(environment, indent=1))
             write_text(self.recipe, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
@@ -55,9 +79,16 @@ class RunFolder:
         return int(self.read_environment()["seed"])
 
     def read_environment(self) -> dict[str, Any]:
-        """Return where and how the run was begun."""
-        content: dict[str, Any] = json.loads(self.environment.read_text())
+        """Return where and how the run was begun; raises UserError for a file that does not tell."""
+        with damage_named(self.environment):
+            content: dict[str, Any] = json.loads(self.environment.read_text())
+            int(content["seed"])
         return content
+
+    def read_result(self) -> RunResult:
+        """Return what the run ended with; raises UserError for a file that does not tell."""
+        with damage_named(self.result):
+            return RunResult.from_json(self.result.read_text())
 
     def continues(self, recipe: Recipe, seed: int, *, resume: bool, overwrite: bool) -> bool:
         """Return whether there is a run here that goes on; False where a new one begins.
@@ -68,7 +99,14 @@ class RunFolder:
         """
         if resume and overwrite:
             raise UserError("resume or overwrite: choose one of them", where=str(self.path))
-        if overwrite or not self.recipe.exists():
+        if overwrite:
+            return False
+        if not self.recipe.exists():
+            if left := [file.name for file in (self.result, self.last, self.best, self.log) if file.exists()]:
+                problem = f"holds {', '.join(left)} of a run without its {self.recipe.name}"
+                raise UserError(
+                    f"{problem}: --overwrite replaces it; or choose another --output", where=str(self.path)
+                )
             return False
         if not resume:
             done = "a finished run" if self.result.exists() else "a run that was begun"
@@ -93,8 +131,16 @@ class RunFolder:
                 f"holds a run of another recipe or seed: {'; '.join(differences)}; choose another --output",
                 where=str(self.path),
             )
-        if not self.is_finished(recipe):
-            refuse_other_images(recipe.to_dict(), self.read_environment(), str(self.path))
+        if self.is_finished(recipe):
+            return
+        refuse_other_images(recipe.to_dict(), self.read_environment(), str(self.path))
+        completed = max((record.epoch for record in self.records()), default=0)
+        if completed and not self.last.exists():
+            raise UserError(
+                f"cannot go on: {completed} epochs are done, but {self.last.name} is not there; --overwrite "
+                "begins anew",
+                where=str(self.path),
+            )
         if kept.train.epochs == recipe.train.epochs:
             return
         change = f"train.epochs is {kept.train.epochs} there and {recipe.train.epochs} here"
@@ -103,7 +149,7 @@ class RunFolder:
             if shape not in ("multistep", "constant"):
                 problem = f"{change}, and the {shape} {key} of its epochs depends on it"
                 raise UserError(f"cannot be extended: {problem}", where=str(self.path))
-        if recipe.train.epochs < (completed := max((r.epoch for r in self.records()), default=0)):
+        if recipe.train.epochs < completed:
             raise UserError(f"cannot be made shorter: {change}, {completed} are done", where=str(self.path))
 
     def extend(self, recipe: Recipe) -> None:
@@ -123,20 +169,37 @@ class RunFolder:
             file.write(record.to_json() + "\n")
 
     def records(self) -> list[EpochRecord]:
-        """Return the log's records, without a last line that a killed run left half written."""
-        return [EpochRecord.from_json(line) for line in self._lines()]
+        """Return the log's records, without a last line that a killed run left half written.
+
+        Raises:
+            UserError: for a log that is damaged elsewhere.
+        """
+        with damage_named(self.log):
+            return [EpochRecord.from_json(line) for line in self._lines()]
 
     def truncate(self, epochs: int) -> None:
         """Drop log lines of epochs that the last checkpoint does not include."""
-        kept = [line for line in self._lines() if EpochRecord.from_json(line).epoch <= epochs]
+        with damage_named(self.log):
+            kept = [line for line in self._lines() if EpochRecord.from_json(line).epoch <= epochs]
         write_text(self.log, "".join(f"{line}\n" for line in kept))
 
     def _lines(self) -> list[str]:
         return self.log.read_text().split("\n")[:-1] if self.log.exists() else []
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: RunResult) -> None:
         """Write the result; its presence marks the run as finished."""
-        write_text(self.result, json.dumps(result, indent=1))
+        write_text(self.result, json.dumps(vars(result), indent=1))
+
+
+@contextmanager
+def damage_named(file: Path) -> Iterator[None]:
+    """Turn what reading a damaged or missing file of a run raises into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(file)) from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError("is damaged, or no file of a run", where=str(file)) from None
 
 
 def flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:

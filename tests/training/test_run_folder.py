@@ -93,7 +93,7 @@ def test_files_are_readable_by_whom_the_umask_says(tmp_path):
     finally:
         os.umask(before)
     written = [*(p for p in (tmp_path / "run").iterdir() if p.is_file()), tmp_path / "model.safetensors"]
-    assert len(written) == 7
+    assert len(written) == 8
     assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o640}
 
 
