@@ -141,6 +141,9 @@ class TrainSection(_Section):
     clip_norm: float | None = Field(default=None, gt=0, description="largest norm of all gradients together")
     channels_last: bool = Field(default=False, description="the memory format of images and convolutions")
     compile: bool = Field(default=False, description="compile the model as one graph")
+    cuda_graph: bool = Field(
+        default=False, description="on a GPU, record the training step as one CUDA graph: for small networks"
+    )
     deterministic: bool = Field(
         default=False, description="only algorithms that give the same bits in every run"
     )

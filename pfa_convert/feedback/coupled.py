@@ -69,7 +69,7 @@ class CoupledGroup:
             pathway = feedback.pathway
             assert isinstance(pathway, PlasticPathway)
             P = feedback.get_parameter(pathway.plastic)
-            share = torch.tensor(1 / self.forgetting, dtype=P.dtype, device=P.device)
+            share = P.new_full((), 1 / self.forgetting)
             skipped = self._skipped(P.device)
             if skipped is not None:
                 share = share * ~skipped

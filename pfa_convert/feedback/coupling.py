@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -88,11 +89,19 @@ class Coupling:
             if group.optimizer is optimizer:
                 group.advance()
                 group.forget_literally()
-        if optimizer is self._first:
-            self.steps += 1
-            if self.steps % CHECK_INTERVAL == 0:
-                for coupled in self._members():
-                    forget_if_small(coupled)
+        recording = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if optimizer is self._first and not recording:
+            self.count_step()
+
+    def count_step(self) -> None:
+        """Count a step, and now and then drop what is forgotten; for each replay of a step in a CUDA graph.
+
+        Other steps are counted by themselves.
+        """
+        self.steps += 1
+        if self.steps % CHECK_INTERVAL == 0:
+            for coupled in self._members():
+                forget_if_small(coupled)
 
 
 def couple(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from pfa_convert.errors import UserError
 from pfa_convert.inspection import share_of_start
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.batch import batches, train_batch
+from pfa_convert.training.captured import CapturedStep
 from pfa_convert.training.checkpoint import load_checkpoint, save_checkpoint
 from pfa_convert.training.diagnosis import first_not_finite
 from pfa_convert.training.distributed import join
@@ -127,6 +129,8 @@ def run(
         for write in log:
             write(untrained)
     done = progress.epoch * len(data.train) + progress.batch * recipe.data.batch_size
+    captured = recipe.train.cuda_graph and processes.device.type == "cuda"
+    learn = CapturedStep(session) if captured else partial(train_batch, session)
     watcher.start(recipe, session.seed, recipe.train.epochs * len(data.train) - done)
 
     for epoch in range(progress.epoch + 1, recipe.train.epochs + 1):
@@ -134,7 +138,7 @@ def run(
         set_schedules(recipe.train, session.optimizer, epoch - 1)
         running = RunningScore(processes.device, progress.sums if processes.main else ())
         for batch in batches(session, epoch):
-            loss, logits = train_batch(session, batch)
+            loss, logits = learn(batch)
             running.add(loss, logits, batch.targets)
             images += batch.size
             watcher.step(batch.size)
