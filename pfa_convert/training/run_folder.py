@@ -19,7 +19,10 @@ from pfa_convert.recipe_text import read_mapping
 from pfa_convert.training.earlier import as_of_now, refuse_other_images
 from pfa_convert.training.record import EpochRecord, RunResult
 
-CHANGEABLE = ("train.epochs", "train.seeds", "data.root", "data.workers", "expect", "experiment", "variant")
+CHANGEABLE = (
+    *("train.epochs", "train.seeds", "train.cuda_graph", "data.root", "data.workers"),
+    *("expect", "experiment", "variant"),
+)
 """What of a recipe may be another when a run goes on: it does not change what was done so far."""
 
 

@@ -108,3 +108,10 @@ def same_weights(folder, **tolerance):
     for name, expected in plain.items():
         torch.testing.assert_close(recorded[name], expected, **tolerance)
     return True
+
+
+def test_a_run_may_go_on_with_or_without_recording(tmp_path):
+    short = ["train.epochs=1", "train.lr_schedule={name: constant}"]
+    train(small("pfa", "train.cuda_graph=true", *short), output=tmp_path / "run", device="cpu")
+    longer = small("pfa", "train.cuda_graph=false", *short, "train.epochs=2")
+    assert train(longer, output=tmp_path / "run", resume=True, device="cpu").epochs == 2
