@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pfa_convert import UserError, alignment, convert, gradient_angles, revert
+from pfa_convert import UserError, alignment, convert, couple, gradient_angles, revert
 from pfa_convert.alignment import angle
 from pfa_convert.models import build
 
@@ -133,6 +133,7 @@ def test_gradient_angles_with_a_frozen_layer():
 def test_alignment_follows_a_learning_feedback_weight():
     model = convert(mlp(), "kp")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.05)
+    couple(model, optimizer)
     x, targets = batch()
     first = alignment(model)
     for _ in range(40):

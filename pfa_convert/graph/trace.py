@@ -11,6 +11,7 @@ import inspect
 import linecache
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -47,7 +48,8 @@ def trace_method(stand_in: StandIn, module: nn.Module, call: Call) -> Trace:
     tracing = stand_in.tracing
     tracing.call, tracing.read = tracer.call_child, tracer.read
     try:
-        with torch.enable_grad():
+        # What the model warns of, its runs will: where warnings are errors, they would end the trace.
+        with torch.enable_grad(), warnings.catch_warnings(action="ignore"):
             tracer.run(method_of(module, call.method))
     except Exception as error:
         return Trace(tracer.graph, _reason(error))

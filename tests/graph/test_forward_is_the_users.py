@@ -3,6 +3,7 @@
 import copy
 import gc
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -238,3 +239,14 @@ def test_a_forward_keeps_no_activation_alive_after_it_has_ended():
         assert kept[-1]() is None
     finally:
         gc.enable()
+
+
+def test_a_forward_that_warns_is_traced_where_warnings_are_errors():
+    def warning(self, x):
+        warnings.warn("slow", stacklevel=1)
+        return functional.linear(x, self.W)
+
+    model = convert(module(warning, W=parameter(3, 4)), "fa")
+    assert [site.name for site in model.conversion.sites] == ["W"]
+    with pytest.warns(UserWarning, match="slow"):
+        model(torch.randn(2, 4))

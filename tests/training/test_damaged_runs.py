@@ -41,7 +41,7 @@ def test_a_second_process_does_not_write_the_same_run(tmp_path):
         assert second.code == 2 and "another process is at this run" in second.errors
         assert second.errors.count("\n") == 1
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.communicate()
     done = max(record.epoch for record in folder.records())
     longer = call(*settings[:3], f"train.epochs={done + 3}", *settings[4:], "--resume")
     assert longer.code == 0, longer.errors
