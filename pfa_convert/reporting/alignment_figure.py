@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def _grid(variants: Mapping[str, Variant], width: float, height: float) -> tuple
         layout="constrained",
     )
     for column, title in enumerate(titles_of(variants).values()):
-        axes[0][column].set_title(title, fontsize=10)
+        axes[0][column].set_title(textwrap.fill(title, round(10 * width)), fontsize=10)
         axes[1][column].set_xlabel("epoch")
         axes[1][column].xaxis.get_major_locator().set_params(integer=True)
     return figure, axes

@@ -29,7 +29,7 @@ OTHERS = ("#6E6E6E", "#8C6D00", "#5D3A9B", "#004D40")
 MARKERS = "osD^vPX<>p*h"
 """Markers in the order of `COLOURS`, for those who see no colours at all."""
 
-DASHES = ("-", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+DASHES = ("-", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2, 1, 2, 1, 2)))
 """Lines for variants of one rule beside other rules; even dashes are the paper's."""
 
 ANGLES = "viridis_r"
