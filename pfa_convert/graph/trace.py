@@ -49,7 +49,8 @@ def trace_method(stand_in: StandIn, module: nn.Module, call: Call) -> Trace:
     tracing.call, tracing.read = tracer.call_child, tracer.read
     try:
         # What the model warns of, its runs will: where warnings are errors, they would end the trace.
-        with torch.enable_grad(), warnings.catch_warnings(action="ignore"):
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             tracer.run(method_of(module, call.method))
     except Exception as error:
         return Trace(tracer.graph, _reason(error))
