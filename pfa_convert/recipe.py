@@ -142,7 +142,8 @@ class TrainSection(_Section):
     channels_last: bool = Field(default=False, description="the memory format of images and convolutions")
     compile: bool = Field(default=False, description="compile the model as one graph")
     cuda_graph: bool = Field(
-        default=False, description="on a GPU, record the training step as one CUDA graph: for small networks"
+        default=False,
+        description="where one process has a GPU, record the step as a CUDA graph: for small networks",
     )
     deterministic: bool = Field(
         default=False, description="only algorithms that give the same bits in every run"

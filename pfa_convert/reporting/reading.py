@@ -25,8 +25,8 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
     found: list[tuple[RunFolder, Run]] = []
     for path in paths:
         folders = [RunFolder(file.parent) for file in sorted(path.rglob("recipe.yaml"))]
-        begun = [read_run(folder) for folder in folders if folder.log.exists() or folder.result.exists()]
-        completed = [(folder, run) for folder, run in begun if run.records]
+        begun = [folder for folder in folders if folder.log.exists() or folder.result.exists()]
+        completed = [(folder, run) for folder in begun if (run := read_run(folder)).records]
         if not completed:
             raise UserError("holds no run that has completed an epoch", where=str(path))
         found += completed
@@ -37,12 +37,12 @@ def read_runs(paths: Iterable[Path]) -> dict[str, dict[str, Variant]]:
     return {name: _in_order(variants) for name, variants in sorted(experiments.items())}
 
 
-def read_run(folder: RunFolder) -> tuple[RunFolder, Run]:
-    """Return a folder and the run in it; raises UserError if a file of it is damaged or lost."""
+def read_run(folder: RunFolder) -> Run:
+    """Return the run in a folder; raises UserError if a file of it is damaged or lost."""
     if not folder.log.exists():
         raise UserError(f"holds a result without its {folder.log.name}", where=str(folder.path))
     log, environment = tuple(folder.records()), folder.read_environment()
-    return folder, Run(folder.read_recipe(), environment["seed"], log, environment)
+    return Run(folder.read_recipe(), environment["seed"], log, environment)
 
 
 def _variants(found: Iterable[tuple[RunFolder, Run]]) -> Iterator[Variant]:

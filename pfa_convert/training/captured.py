@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from pfa_convert.training.session import Session
 class CapturedStep:
     """Learns from a batch as `train_batch` does, with the same operations in the same order.
 
-    A graph holds what it was recorded with: the batch's shape, the optimizer's settings, the form of the
-    feedback states. When one of them changes, a batch is learned from step by step, in which libraries and
-    the optimizer allocate what they need, and the next one is recorded anew. A last, incomplete batch is
-    always learned from step by step.
+    A graph holds what it was recorded with: the optimizer's settings and the form of the feedback states.
+    When one of them changes, a batch is learned from step by step, in which libraries and the optimizer
+    allocate what they need, and the next one is recorded anew. A last, incomplete batch is always learned
+    from step by step.
 
     Raises:
         UserError: for a run whose step cannot be recorded.
@@ -28,7 +29,6 @@ class CapturedStep:
     def __init__(self, session: Session) -> None:
         section = session.recipe.train
         for given, problem in (
-            (session.processes.distributed, "several processes"),
             (section.gradient_accumulation > 1, "train.gradient_accumulation"),
             (section.precision == "fp16", "train.precision: fp16, whose scale is decided on the CPU"),
             (session.phases, "a rule that learns in phases"),
@@ -43,9 +43,9 @@ class CapturedStep:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Learn from a batch and return its mean loss and logits, which the next call overwrites."""
-        now = self._circumstances(batch)
         if len(batch.targets) < self._session.recipe.data.batch_size:
             return self._beside(batch)
+        now = self._circumstances()
         if now != self._recorded:
             if now != self._tried:
                 self._tried = now
@@ -59,10 +59,10 @@ class CapturedStep:
             self._session.coupling.count_step()
         return self._loss, self._logits
 
-    def _circumstances(self, batch: Batch) -> tuple[Any, ...]:
+    def _circumstances(self) -> tuple[Any, ...]:
         groups = self._session.optimizer.param_groups
         settings = [value for group in groups for key, value in group.items() if key != "params"]
-        return batch.images.shape, settings, [feedback.pathway for feedback in self._feedback]
+        return settings, [feedback.pathway for feedback in self._feedback]
 
     def _beside(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Learn from a batch on the stream that is recorded from: autograd remembers streams."""
@@ -75,9 +75,8 @@ class CapturedStep:
 
     def _record(self, batch: Batch) -> None:
         """Record what is done with a batch, without doing it."""
-        self._recorded = None
         self._images, self._targets = batch.images.clone(), batch.targets.clone()
-        still = Batch(self._images, self._targets, batch.number, batch.step, True, batch.size, batch.weight)
+        still = replace(batch, images=self._images, targets=self._targets)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=self._stream):
             self._loss, self._logits = train_batch(self._session, still)

@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pfa_convert.alignment import alignment, feedback_of, report_of
 from pfa_convert.errors import UserError
 from pfa_convert.inspection import share_of_start
 from pfa_convert.recipe import Recipe
-from pfa_convert.training.batch import batches, train_batch
+from pfa_convert.training.batch import Batch, batches, train_batch
 from pfa_convert.training.captured import CapturedStep
 from pfa_convert.training.checkpoint import load_checkpoint, save_checkpoint
 from pfa_convert.training.diagnosis import first_not_finite
@@ -80,6 +81,7 @@ def train(
         with processes.main_first():
             data = make_data(recipe.data, data_root, processes.device)
         session = Session(recipe, seed, data, processes)
+        learn = CapturedStep(session) if session.captured else partial(train_batch, session)
         watcher = watcher if watcher and processes.main else Watcher()
         most = torch.get_num_threads()
         enough = threads or suitable_threads(session.model, data.image_shape, recipe.data.batch_size, most)
@@ -104,6 +106,8 @@ def train(
             save_checkpoint(session, folder.last)
         if recipe.train.compile and not session.compiled:
             watcher.note("no C++ compiler found (CXX names one): the model runs uncompiled")
+        if recipe.train.cuda_graph and not session.captured and processes.device.type == "cuda":
+            watcher.note("train.cuda_graph: among several processes no step is recorded")
         if not continuing and (left := session.expected_start_left()) is not None:
             watcher.note(f"by its schedules, the run leaves {left:.2%} of what F began with")
         log: list[Callable[[EpochRecord], None]] = []
@@ -111,17 +115,18 @@ def train(
             folder.truncate(session.progress.epoch)
             events = stack.enter_context(tensorboard(folder.path / "tensorboard", session.progress.epoch))
             log = [folder.append, events]
-        return run(session, folder, log, stop, watcher)
+        return run(session, learn, folder, log, stop, watcher)
 
 
 def run(
     session: Session,
+    learn: Callable[[Batch], tuple[Tensor, Tensor]],
     folder: RunFolder,
     log: Sequence[Callable[[EpochRecord], None]],
     stop: StopRequest,
     watcher: Watcher,
 ) -> RunResult:
-    """Train for the epochs that are left; `log` writes their records, in the main process."""
+    """Train for the epochs that are left, by `learn`; `log` writes their records, in the main process."""
     recipe, data, processes, progress = session.recipe, session.data, session.processes, session.progress
     if log and not folder.records() and not progress.batch:
         angles, gradients = alignment(session.model), session.gradient_angles()
@@ -129,8 +134,6 @@ def run(
         for write in log:
             write(untrained)
     done = progress.epoch * len(data.train) + progress.batch * recipe.data.batch_size
-    captured = recipe.train.cuda_graph and processes.device.type == "cuda"
-    learn = CapturedStep(session) if captured else partial(train_batch, session)
     watcher.start(recipe, session.seed, recipe.train.epochs * len(data.train) - done)
 
     for epoch in range(progress.epoch + 1, recipe.train.epochs + 1):

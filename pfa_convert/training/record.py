@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from statistics import fmean
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class EpochRecord:
     @classmethod
     def from_json(cls, line: str) -> EpochRecord:
         """Read a line; keys that a later version may have added are passed over."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in json.loads(line).items() if key in known})
+        return cls(**_known(cls, line))
 
 
 def means(alignment: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -84,5 +84,10 @@ class RunResult:
     @classmethod
     def from_json(cls, text: str) -> RunResult:
         """Read a result; keys that a later version may have added are passed over."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in json.loads(text).items() if key in known})
+        return cls(**_known(cls, text))
+
+
+def _known(kind: type[EpochRecord | RunResult], text: str) -> dict[str, Any]:
+    """Return what a JSON text gives for the fields of `kind`."""
+    names = {field.name for field in fields(kind)}
+    return {key: value for key, value in json.loads(text).items() if key in names}

@@ -79,6 +79,8 @@ class Session:
         self.compiled = section.compile and can_compile(processes.device)
         if self.compiled:
             self.model.compile(fullgraph=True)
+        on_gpu = processes.device.type == "cuda"
+        self.captured = section.cuda_graph and on_gpu and not processes.distributed
         self.forward: Any = processes.parallel(self.model)
         self.buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in plain}
 

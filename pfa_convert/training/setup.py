@@ -110,8 +110,9 @@ def can_compile(device: torch.device) -> bool:
 def determinism(wanted: bool) -> Iterator[None]:
     """Allow only algorithms that give the same bits in every run, or else those that prove fastest."""
     before, tried = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(wanted or before)
-    torch.backends.cudnn.benchmark = not (wanted or before)
+    deterministic = wanted or before
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from runs import same_bytes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfa_convert import UserError, convert, couple, load_recipe, train
@@ -88,7 +88,7 @@ def test_a_step_that_cannot_be_recorded_is_refused(rule, setting, named):
 def test_on_a_cpu_nothing_is_recorded(tmp_path):
     train(small("pfa", "train.cuda_graph=true", "train.epochs=1"), output=tmp_path / "run", device="cpu")
     train(small("pfa", "train.cuda_graph=false", "train.epochs=1"), output=tmp_path / "plain", device="cpu")
-    assert same_weights(tmp_path, rtol=0, atol=0)
+    assert same_bytes(tmp_path / "run" / "last.safetensors", tmp_path / "plain" / "last.safetensors")
 
 
 @needs_gpu
@@ -99,15 +99,7 @@ def test_a_recorded_run_ends_with_the_bits_of_one_that_is_not(tmp_path, monkeypa
     settings = [setting, "train.deterministic=true"]
     train(small(rule, *settings, "train.cuda_graph=true"), output=tmp_path / "run")
     train(small(rule, *settings, "train.cuda_graph=false"), output=tmp_path / "plain")
-    assert same_weights(tmp_path, rtol=0, atol=0)
-
-
-def same_weights(folder, **tolerance):
-    recorded, plain = (load_file(folder / name / "last.safetensors") for name in ("run", "plain"))
-    assert recorded.keys() == plain.keys()
-    for name, expected in plain.items():
-        torch.testing.assert_close(recorded[name], expected, **tolerance)
-    return True
+    assert same_bytes(tmp_path / "run" / "last.safetensors", tmp_path / "plain" / "last.safetensors")
 
 
 def test_a_run_may_go_on_with_or_without_recording(tmp_path):
