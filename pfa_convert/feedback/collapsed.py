@@ -47,6 +47,10 @@ class Collapsed(Pathway[State]):
         """Return `T(W)`."""
         raise NotImplementedError
 
+    def takes_product(self, state: State) -> bool:
+        """Say whether `T(W)` takes a product of weights."""
+        raise NotImplementedError
+
     def with_start(self, T: Tensor, state: Any) -> Tensor:
         """Return `T + s K`."""
         if self.forgotten:

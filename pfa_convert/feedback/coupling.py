@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed
 from pfa_convert.feedback.coupled import Coupled, CoupledGroup, forget_if_small
 from pfa_convert.feedback.decay import Decay, decay_of
+from pfa_convert.feedback.kept import CHANGED, kept
 from pfa_convert.feedback.plastic import PlasticPathway
 from pfa_convert.feedback.strategy import Choice, Strategy
 from pfa_convert.feedback.weight import FeedbackWeight, feedback_weights
@@ -42,6 +44,7 @@ class Coupling:
         self.steps = 0
         self._groups = groups
         self._first = optimizers[0]
+        self._keeping = False
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
 
     @property
@@ -69,6 +72,34 @@ class Coupling:
             for name, s, steps, strategy in rows
         )
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Compute every `F` once for all backward passes within, as in gradient accumulation, not in each.
+
+        It holds as many more numbers as the weights of `pfa` have; for rules whose `F` costs nothing it does
+        nothing. No weight may change within: a step of the optimizer is an error, and so is any other change
+        that PyTorch counts. Writes to `.data` it does not count.
+
+        Raises:
+            UserError: if a weight has changed.
+
+        Examples:
+            >>> from pfa_convert import convert
+            >>> model = convert(nn.Sequential(nn.Linear(4, 3)), "pfa")
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> handle = couple(model, optimizer)
+            >>> with handle.kept():
+            ...     for _ in range(4):
+            ...         model(torch.randn(2, 4)).sum().backward()
+            >>> optimizer.step()
+        """
+        self._keeping = True
+        try:
+            with kept(self._members()):
+                yield
+        finally:
+            self._keeping = False
+
     def remove(self) -> None:
         """Stop following the optimizer; the feedback weights keep the `s` they have."""
         for hook in self._hooks:
@@ -85,6 +116,8 @@ class Coupling:
         return (coupled for group in self._groups for coupled in group.collapsed)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._keeping:
+            raise UserError(CHANGED)
         for group in self._groups:
             if group.optimizer is optimizer:
                 group.advance()

@@ -89,6 +89,10 @@ class DerivedPathway(Collapsed[DerivedState]):
         """Return `F(A(W))`."""
         return self._rule.transport(W, state.fixed)
 
+    def takes_product(self, state: DerivedState) -> bool:
+        """Say whether the rule has a `B`."""
+        return type(self._rule).gram is not Pathway.gram
+
     def gram(self, state: DerivedState) -> Tensor | None:
         """Return the rule's `B B^T`, as it is without a mask on the plastic tensor."""
         return self._rule.gram(state.fixed)

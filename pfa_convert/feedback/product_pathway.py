@@ -54,6 +54,10 @@ class GramPathway(Collapsed[GramState]):
         # With one output to a block, as in a depthwise convolution, the product is one of numbers.
         return self.layout.from_blocks(G * matrix if G.shape[-1] == 1 else torch.bmm(G, matrix))
 
+    def takes_product(self, state: GramState) -> bool:
+        """Say whether there is a `G`."""
+        return state.G is not None
+
     def gram(self, state: GramState) -> Tensor:
         """Return `G`."""
         if state.G is not None:

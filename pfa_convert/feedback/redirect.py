@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,10 @@ from torch import Tensor, nn
 from pfa_convert.feedback.calls import replaced, tensors_of
 from pfa_convert.feedback.follow import FollowWeights
 from pfa_convert.feedback.functional import FEEDBACK_CALLS
+from pfa_convert.feedback.given import GivenFeedback
 from pfa_convert.feedback.graft import graft
-from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.operations import MatrixProduct
-from pfa_convert.feedback.pathway import Pathway
 from pfa_convert.feedback.primitive import PlasticTap, apply_feedback
 from pfa_convert.feedback.products import Product, product_of
 from pfa_convert.feedback.weight import FeedbackWeight
@@ -167,39 +165,6 @@ class Redirect(FollowWeights):
             return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
 
         return graft(function, replaced(args, kwargs, with_weight), replaced(args, kwargs, with_feedback))
-
-
-@dataclass(frozen=True)
-class GivenFeedback:
-    """A feedback weight that is already computed, in the place of a FeedbackWeight."""
-
-    F: Tensor
-
-    @property
-    def pathway(self) -> GivenPathway:
-        """The pathway through the given tensor."""
-        return GivenPathway(WeightLayout(tuple(self.F.shape)))
-
-    def state(self) -> tuple[Tensor, ...]:
-        """Return the given tensor."""
-        return (self.F,)
-
-
-class GivenState(NamedTuple):
-    """`F` has the shape of the weight that is applied."""
-
-    F: Tensor
-
-
-@dataclass(frozen=True)
-class GivenPathway(Pathway[GivenState]):
-    """A feedback weight computed in the forward pass."""
-
-    state_type: ClassVar[Any] = GivenState
-
-    def feedback_weight(self, W: Tensor, state: GivenState) -> Tensor:
-        """Return the given tensor."""
-        return state.F
 
 
 _MATRIX_PRODUCTS = frozenset(["matmul", "mm", "bmm", "mv", "addmm"])

@@ -27,6 +27,7 @@ class Batch:
     """From 1 on, within the epoch."""
     step: int
     """Whole groups up to this batch."""
+    begins_group: bool
     ends_group: bool
     size: int
     """Images of all processes together."""
@@ -49,6 +50,7 @@ def batches(session: Session, epoch: int) -> Iterator[Batch]:
             targets,
             number,
             step=number // accumulation,
+            begins_group=number % accumulation == 1 or accumulation == 1,
             ends_group=number % accumulation == 0 or number == count,
             size=min(size, images_in_all - (number - 1) * size),
             # The processes' gradients are averaged, not added up.
@@ -59,6 +61,8 @@ def batches(session: Session, epoch: int) -> Iterator[Batch]:
 def train_batch(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
     """Learn from a batch and return its mean loss and logits; the optimizer steps where the group ends."""
     section, optimizer, scaler = session.recipe.train, session.optimizer, session.scaler
+    if batch.begins_group:
+        session.begin_group()
     together = batch.ends_group or not session.processes.distributed
     with nullcontext() if together else session.forward.no_sync():
         with autocast(section.precision, session.processes.device):
@@ -70,6 +74,7 @@ def train_batch(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
             )
         scaler.scale(loss if batch.weight == 1 else loss * batch.weight).backward()
     if batch.ends_group:
+        session.end_group()
         if section.clip_norm is not None:
             scaler.unscale_(optimizer)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,7 @@ class Session:
         learned = {name: p for name, p in self.model.named_parameters() if name in plain}
         self.average = None if section.ema is None else WeightAverage(learned, section.ema)
         self.progress = Progress()
+        self._group = ExitStack()
         self.compiled = section.compile and can_compile(processes.device)
         if self.compiled:
             self.model.compile(fullgraph=True)
@@ -83,6 +84,15 @@ class Session:
         self.captured = section.cuda_graph and on_gpu and not processes.distributed
         self.forward: Any = processes.parallel(self.model)
         self.buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in plain}
+
+    def begin_group(self) -> None:
+        """Compute `F` once for the batches of a group, if it has more than one."""
+        if self.coupling is not None and self.recipe.train.gradient_accumulation > 1:
+            self._group.enter_context(self.coupling.kept())
+
+    def end_group(self) -> None:
+        """Let go of `F`, before the weights move."""
+        self._group.close()
 
     def expected_start_left(self) -> float | None:
         """Return `s` at the end of the run, by its schedules; None where nothing is to be forgotten so."""
