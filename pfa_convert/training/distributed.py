@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -56,7 +56,7 @@ class Processes:
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         return [bool(fact) for fact in seen.tolist()]
 
-    def parallel(self, model: nn.Module) -> Any:
+    def parallel(self, model: Any) -> Any:
         """Return the model, wrapped so that gradients are averaged if there are several processes.
 
         Buffers are not sent along at every step: those of the feedback are the same everywhere, and

@@ -58,7 +58,11 @@ class Progress:
 
 
 class Session:
-    """The state of a run. `forward` is the model as it is called in training: compiled, in parallel."""
+    """The state of a run.
+
+    `evaluated` is the model as it is called in evaluation, compiled if it is to be; `forward` the same in
+    training, where several processes share each batch.
+    """
 
     def __init__(self, recipe: Recipe, seed: int, data: Data, processes: Processes) -> None:
         self.recipe, self.seed, self.data, self.processes = recipe, seed, data, processes
@@ -78,11 +82,11 @@ class Session:
         self.progress = Progress()
         self._group = ExitStack()
         self.compiled = section.compile and can_compile(processes.device)
-        if self.compiled:
-            self.model.compile(fullgraph=True)
+        # Of an nn.Sequential, `compile()` of PyTorch 2.11 compiles the parts and not the whole.
+        self.evaluated: Any = torch.compile(self.model, fullgraph=True) if self.compiled else self.model
         on_gpu = processes.device.type == "cuda"
         self.captured = section.cuda_graph and on_gpu and not processes.distributed
-        self.forward: Any = processes.parallel(self.model)
+        self.forward: Any = processes.parallel(self.evaluated)
         self.buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in plain}
 
     def begin_group(self) -> None:
@@ -110,7 +114,12 @@ class Session:
         self.processes.share_buffers(self.buffers)
         with self.average.in_place() if self.average else nullcontext():
             return evaluate(
-                self.model, split, batch_size, self.processes.shard, self.recipe.train, self.processes.device
+                self.evaluated,
+                split,
+                batch_size,
+                self.processes.shard,
+                self.recipe.train,
+                self.processes.device,
             )
 
     def gradient_angles(self) -> dict[str, float] | None:
