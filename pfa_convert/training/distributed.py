@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pfa_convert.data.base import Shard
 from pfa_convert.devices import usable_device
+
+# PyTorch 2.14 gave it another name.
+_NO_BUFFERS_AT_EACH_STEP: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Processes:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            model, device_ids=devices, gradient_as_bucket_view=True, **_NO_BUFFERS_AT_EACH_STEP
         )
 
     def share_buffers(self, buffers: dict[str, Tensor]) -> None:
@@ -76,25 +85,26 @@ class Processes:
                 dist.broadcast(buffer, 0)
 
 
-@contextmanager
-def join(device: str | torch.device | None) -> Iterator[Processes]:
-    """Join the processes of `torchrun`, if it started this one; leave them at the end.
+def join(device: str | torch.device | None) -> Processes:
+    """Join the processes of `torchrun`, if it started this one.
 
-    The device is a GPU if there is one: the one of this process's local rank.
+    The device is a GPU if there is one: the one of this process's local rank. The process group is the one
+    that there is, or else a new one, which stays until this process ends: PyTorch cannot make a second one
+    of the same processes, and a script may train more than once.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = usable_device(device)
     if world == 1 or "RANK" not in os.environ:
-        yield Processes(Shard(), chosen)
-        return
+        return Processes(Shard(), chosen)
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    joined = not dist.is_initialized()
-    if joined:
+    if not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield Processes(Shard(dist.get_rank(), dist.get_world_size()), chosen)
-    finally:
-        if joined:
-            dist.destroy_process_group()
+        atexit.register(_leave)
+    return Processes(Shard(dist.get_rank(), dist.get_world_size()), chosen)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

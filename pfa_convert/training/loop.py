@@ -74,8 +74,8 @@ def train(
     resuming = folder.continues(recipe, seed, resume=resume, overwrite=overwrite)
     if resuming and folder.is_finished(recipe):
         return folder.read_result()
+    processes = join(device)
     with ExitStack() as stack:
-        processes = stack.enter_context(join(device))
         stack.enter_context(determinism(recipe.train.deterministic))
         stop = stack.enter_context(StopRequest())
         with processes.main_first():

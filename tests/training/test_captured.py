@@ -49,12 +49,11 @@ def session_of(recipe, processes):
 
 @pytest.mark.parametrize("rule", [name for name in RULES if name not in ("wm", "ia", "sa")])
 def test_a_step_never_waits_for_the_device_nor_sends_it_a_number(rule):
-    with join("cpu") as processes:
-        session = session_of(small(rule), processes)
-        first, second, *_ = batches(session, 1)
-        train_batch(session, first)
-        with Operations() as seen:
-            train_batch(session, second)
+    session = session_of(small(rule), join("cpu"))
+    first, second, *_ = batches(session, 1)
+    train_batch(session, first)
+    with Operations() as seen:
+        train_batch(session, second)
     waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "lift_fresh", "masked_select", "unique")
     assert len(seen.names) > 20
     assert not [name for name in seen.names if any(wait in name for wait in waits)]
@@ -81,8 +80,9 @@ def test_a_counted_step_drops_what_is_forgotten_as_a_step_of_its_own_does():
     ],
 )
 def test_a_step_that_cannot_be_recorded_is_refused(rule, setting, named):
-    with join("cpu") as processes, pytest.raises(UserError, match=f"cuda_graph.*{named}"):
-        CapturedStep(session_of(small(rule, setting), processes))
+    session = session_of(small(rule, setting), join("cpu"))
+    with pytest.raises(UserError, match=f"cuda_graph.*{named}"):
+        CapturedStep(session)
 
 
 def test_on_a_cpu_nothing_is_recorded(tmp_path):
