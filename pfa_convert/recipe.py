@@ -217,6 +217,7 @@ def load_recipe(
     _name(content, file, choice)
     _note_length(content)
     changed = with_settings(content, settings)
+    _rename(changed, content, file, choice)
     if any(setting.startswith("train.optimizer.name=") for setting in settings):
         from pfa_convert.recipe_check import without_foreign_arguments
 
@@ -249,6 +250,14 @@ def _name(content: dict[str, Any], file: RecipeFile, choice: Choice) -> None:
     if choice and isinstance(name, str):
         content["variant"] = "-".join(choice.values())
         content["name"] = f"{name}-{content['variant']}"
+
+
+def _rename(changed: dict[str, Any], content: Mapping[str, Any], file: RecipeFile, choice: Choice) -> None:
+    """Record a variant that a setting gave another rule as that rule's, without the first one's numbers."""
+    rules = [c["convert"].get("rule") for c in (changed, content) if isinstance(c.get("convert"), dict)]
+    if choice and len(set(rules)) == 2 and isinstance(rules[0], str) and changed["name"] == content["name"]:
+        _name(changed, file, {**choice, "rule": rules[0]})
+        changed.pop("expect", None)
 
 
 def _note_length(content: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def convert_command(
     else:
         print_conversion(console, done.summary, report)
         if output is not None:
-            console.print(f"written to {output}")
+            console.print(f"written to {output}", markup=False)
     difference = done.summary["forward_max_difference"]
     if difference is not None and not difference <= rounding_allowed(report):
         raise click.exceptions.Exit(1)

@@ -51,4 +51,4 @@ def expansion_command(
         return
     console.print(expansion_table(found))
     if plot is not None:
-        console.print(f"written to {plot}")
+        console.print(f"written to {plot}", markup=False)

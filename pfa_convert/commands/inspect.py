@@ -43,7 +43,7 @@ def inspect_command(path: Path, data: Path | None, plot: Path | None, as_json: b
     else:
         print_inspection(console, title, found)
         if plot is not None:
-            console.print(f"written to {plot}")
+            console.print(f"written to {plot}", markup=False)
 
 
 def _run(path: Path, data: Path | None) -> tuple[str, Any, tuple[Any, ...]]:

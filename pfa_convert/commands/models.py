@@ -64,7 +64,7 @@ def models_command(
     tracked = track(lines, total=len(names), console=console, description="models")
     done = [line for line in tracked if line is not None]
     print_sweep(console, done)
-    console.print(f"written to {output}")
+    console.print(f"written to {output}", markup=False)
     if any(line.status == "failed" for line in done):
         raise click.exceptions.Exit(1)
 

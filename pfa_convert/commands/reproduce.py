@@ -105,7 +105,7 @@ def reproduce_command(
         ended = reproduce(runs, jobs, data, settings, device)
         talk.print(f"{len(runs)} runs, {jobs} at a time, in {output}", markup=False)
     failures = _follow(ended, len(runs), talk, table)
-    folders = [run.folder for run in runs if (run.folder / "log.jsonl").exists()]
+    folders = [run.folder for run in runs if run.trained]
     if folders:
         _report(folders, output / f"report-{Path(table).stem}", as_json)
     if failures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,9 @@ def train_command(
     """
     from pfa_convert.recipe import load_recipe
 
+    main = os.environ.get("RANK", "0") == "0"
     talk = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False) if as_json else console
+    talk = talk if main else Console(quiet=True)
     loaded = load_recipe(recipe, settings, lambda text: talk.print(text, markup=False))
 
     from pfa_convert.reporting.run_progress import ProgressWatcher
@@ -81,9 +84,9 @@ def train_command(
         )
     finally:
         watcher.stop()
-    if as_json:
+    if main and as_json:
         click.echo(json.dumps(asdict(result), indent=1))
-    else:
+    elif main:
         print_result(console, loaded, result)
 
 

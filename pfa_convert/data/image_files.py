@@ -48,7 +48,8 @@ def list_images(folder: Path, classes: Sequence[str] | None = None) -> ImageFile
     known = tuple(found if classes is None else classes)
     paths, labels = [], []
     for name in found:
-        files = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
+        visible = (path for path in (folder / name).iterdir() if path.name[0] != ".")
+        files = sorted(path for path in visible if path.suffix.lower() in SUFFIXES)
         paths += [str(path) for path in files]
         labels += [known.index(name)] * len(files)
     if not paths:
@@ -62,6 +63,8 @@ def decode(path: str) -> Any:
 
     try:
         with Image.open(path) as image:
+            if image.mode[0] in "IF":
+                raise ValueError(f"its values have more than 8 bits (mode {image.mode})")
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot be read as an image: {error}", where=path) from None

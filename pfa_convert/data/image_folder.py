@@ -40,6 +40,8 @@ def image_folder(
     `root` first. An image that cannot be read ends the run with its name, unless `skip_unreadable`: then
     it is named in a warning, and the next one takes its place.
     """
+    if resize < image_size:
+        raise UserError(f"resize: {resize} is less than the {image_size} pixels of image_size")
     base = _find(root, [folder] if folder else [])
     training_files = list_images(base / "train")
     test_files = list_images(base / "val", training_files.classes)
@@ -146,6 +148,7 @@ class FileSplit:
             worker_init_fn=_leave_interrupts_to_the_run,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
+            generator=generator,  # or it would draw from the run's own random numbers
         )
         return self._to_device(loader)
 

@@ -26,6 +26,19 @@ class Coupled:
     weight: nn.Parameter
     feedback: FeedbackWeight
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether `K` has been dropped."""
+        assert isinstance(self.feedback.pathway, Collapsed)
+        return self.feedback.pathway.forgotten
+
+    @torch.no_grad()
+    def start_is_small(self) -> bool:
+        """Return whether `|s K| / |F|` is below the rounding of the weight's dtype."""
+        state = self.feedback.named_state()
+        left = state.forgetting[S].abs() * state.K.norm() / self.feedback.feedback_weight(self.weight).norm()
+        return bool(left < torch.finfo(self.weight.dtype).eps / 2)
+
 
 @dataclass(frozen=True)
 class CoupledGroup:
@@ -97,16 +110,9 @@ class CoupledGroup:
             return f"{s:.1%}", "never"
         return f"{s:.1%}", f"{SETTLED + math.ceil(math.log(LITTLE / after) / math.log(after / before)):,}"
 
-
-@torch.no_grad()
-def forget_if_small(coupled: Coupled) -> None:
-    """Drop `K` once `|s K| / |F|` is below the rounding of the weight's dtype."""
-    feedback, weight = coupled.feedback, coupled.weight
-    pathway = feedback.pathway
-    assert isinstance(pathway, Collapsed)
-    if pathway.forgotten:
-        return
-    state = feedback.named_state()
-    left = state.forgetting[S].abs() * state.K.norm() / feedback.feedback_weight(weight).norm()
-    if left < torch.finfo(weight.dtype).eps / 2:
-        feedback.forget()
+    def forget_if_small(self) -> None:
+        """Drop every `K` once none of them counts: together, since a compiled model is compiled anew."""
+        moving = [c for c in self.collapsed if c.weight.requires_grad and not c.forgotten]
+        if all(c.start_is_small() for c in moving):
+            for coupled in moving:
+                coupled.feedback.forget()

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed
-from pfa_convert.feedback.coupled import Coupled, CoupledGroup, forget_if_small
+from pfa_convert.feedback.coupled import Coupled, CoupledGroup
 from pfa_convert.feedback.decay import Decay, decay_of
 from pfa_convert.feedback.kept import CHANGED, kept
 from pfa_convert.feedback.plastic import PlasticPathway
@@ -133,8 +133,8 @@ class Coupling:
         """
         self.steps += 1
         if self.steps % CHECK_INTERVAL == 0:
-            for coupled in self._members():
-                forget_if_small(coupled)
+            for group in self._groups:
+                group.forget_if_small()
 
 
 def couple(

@@ -89,7 +89,7 @@ def _draw_ends(
     """Draw a row for each variant: a dot for each seed, mean with one standard deviation, the paper's."""
     rows, words = [], []
     for row, (label, variant) in enumerate(variants.items()):
-        finals = [run.accuracies[-1] for run in variant.runs]
+        finals = [run.accuracies[-1] for run in variant.finished or variant.runs]
         mean, std = mean_and_std(finals)
         colour = looks[label]["color"]
         panel.plot(finals, [row] * len(finals), ".", color=colour, alpha=0.4, markersize=5)

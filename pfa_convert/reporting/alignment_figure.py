@@ -70,22 +70,32 @@ def _grid(variants: Mapping[str, Variant], width: float, height: float) -> tuple
 def _curves(variants: Mapping[str, Variant]) -> Any:
     figure, axes = _grid(variants, 2.2, 5.2)
     angles: list[float] = []
+    sites = _sites(variants)
+    colours = dict(zip(sites, layer_colours(len(sites)), strict=True))
     for column, variant in enumerate(variants.values()):
         for row, key in enumerate((ANGLE, RATIO)):
             first, curves = _by_epoch(variant, key)
-            _draw_layers(axes[row][column], variant, key, first, curves)
+            _draw_layers(axes[row][column], variant, key, first, curves, colours)
             angles += [mean for curve in curves.values() for mean, _ in curve if key == ANGLE]
     angle_axis(axes[0][0], angles)
     axes[0][0].set_ylabel(LABELS[ANGLE])
     axes[1][0].set_ylabel(LABELS[RATIO])
-    _legend(figure, variants)
+    _legend(figure, variants, colours)
     return figure
 
 
-def _draw_layers(panel: Any, variant: Variant, key: str, first: int, curves: Curves) -> None:
+def _sites(variants: Mapping[str, Variant]) -> list[str]:
+    """Return the layers of all variants, in the order of the deepest one's."""
+    by_variant = [list(variant.runs[0].by_site(ANGLE)) for variant in variants.values()]
+    return list(dict.fromkeys(site for sites in sorted(by_variant, key=len, reverse=True) for site in sites))
+
+
+def _draw_layers(
+    panel: Any, variant: Variant, key: str, first: int, curves: Curves, colours: Mapping[str, Any]
+) -> None:
     published = variant.paper.get(PUBLISHED[key], [])
-    colours = layer_colours(len(curves))
-    for index, (colour, curve) in enumerate(zip(colours, curves.values(), strict=True)):
+    for index, (site, curve) in enumerate(curves.items()):
+        colour = colours[site]
         epochs = range(first, first + len(curve))
         # A right angle is at the axis' very end, and a trifle above it no reason for a longer one.
         panel.plot(epochs, [mean for mean, _ in curve], color=colour, linewidth=1.2, clip_on=False)
@@ -99,15 +109,14 @@ def _draw_layers(panel: Any, variant: Variant, key: str, first: int, curves: Cur
         panel.axhline(1, color="0.7", linewidth=0.7, zorder=0)
 
 
-def _legend(figure: Any, variants: Mapping[str, Variant]) -> None:
+def _legend(figure: Any, variants: Mapping[str, Variant], colours: Mapping[str, Any]) -> None:
     """Name the layers, and what crosses and bands stand for where there are any."""
     from matplotlib.lines import Line2D
 
-    sites = list(next(iter(variants.values())).runs[0].by_site(ANGLE))
-    colours = layer_colours(len(sites))
-    handles: list[Any] = [Line2D([], [], color=colour) for colour in colours]
-    names = [f"layer {site}" for site in sites]
-    if len(sites) > 1:
+    handles: list[Any] = [Line2D([], [], color=colour) for colour in colours.values()]
+    names = [f"layer {site}" for site in colours]
+    alike = all(list(variant.runs[0].by_site(ANGLE)) == list(colours) for variant in variants.values())
+    if len(names) > 1 and alike:
         names[0], names[-1] = f"{names[0]} (input)", f"{names[-1]} (output)"
     if any(PUBLISHED[ANGLE] in variant.paper for variant in variants.values()):
         handles.append(Line2D([], [], color="gray", marker="x", linestyle="none"))
@@ -120,7 +129,7 @@ def _legend(figure: Any, variants: Mapping[str, Variant]) -> None:
 
 
 def _heat_maps(variants: Mapping[str, Variant]) -> Any:
-    sites = list(next(iter(variants.values())).runs[0].by_site(ANGLE))
+    sites = _sites(variants)
     figure, axes = _grid(variants, 1.9, 2 * min(4.5, 1.0 + 0.12 * len(sites)))
     ratios = [_means(variant, RATIO) for variant in variants.values()]
     away = max([1.0, *(abs(math.log2(v)) for _, rows in ratios for row in rows for v in row if v > 0)])

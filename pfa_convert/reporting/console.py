@@ -84,7 +84,7 @@ def print_conversion(console: Console, summary: dict[str, Any], report: Conversi
     counts = ", ".join(f"{count} {rule}" for rule, count in report.counts().items())
     console.print(f"\n{len(report.sites)} sites converted ({counts}), {len(report.skipped)} skipped")
     for one in report.skipped:
-        console.print(f"  skipped {one.name} ({one.kind}): {one.reason}")
+        console.print(f"  skipped {one.name} ({one.kind}): {one.reason}", markup=False)
     console.print(f"{report.feedback_elements:,} feedback elements added")
     difference = summary["forward_max_difference"]
     if difference is None:
@@ -109,7 +109,7 @@ def print_result(console: Console, recipe: Recipe, result: RunResult) -> None:
         console.print(alignment_line(recipe, result), markup=False)
     if recipe.expect:
         console.print(_beside_published(recipe.expect, result), markup=False)
-    console.print(f"everything is in {result.folder}")
+    console.print(f"everything is in {result.folder}", markup=False)
 
 
 def alignment_line(recipe: Recipe, result: RunResult) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -126,6 +127,7 @@ def paper() -> dict[str, Any]:
 
 
 def mean_and_std(values: Iterable[float]) -> tuple[float, float]:
-    """Return mean and standard deviation of at least one value; the latter is 0 for one."""
+    """Return mean and standard deviation of at least one value; the latter is 0 for one, both may be nan."""
     listed = list(values)
-    return fmean(listed), stdev(listed) if len(listed) > 1 else 0.0
+    mean = fmean(listed)
+    return mean, 0.0 if len(listed) == 1 else mean if math.isnan(mean) else stdev(listed)

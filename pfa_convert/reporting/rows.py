@@ -61,8 +61,9 @@ def rows(variants: Mapping[str, Variant]) -> list[Row]:
 
 
 def _backpropagation(variant: Variant, among: Iterable[Variant]) -> Variant | None:
-    """Return the `bp` to compare with: the only one, or of several that of the same task and length."""
-    found = [other for other in among if other.variant == "bp"]
+    """Return the `bp` to compare with: of those of the same length the only one, or that of the same task."""
+    epochs = variant.recipe.train.epochs
+    found = [other for other in among if other.variant == "bp" and other.recipe.train.epochs == epochs]
     same = [other for other in found if task_of(other) == task_of(variant)]
     return found[0] if len(found) == 1 else next(iter(same), None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Batch:
     number: int
     """From 1 on, within the epoch."""
     step: int
-    """Whole groups up to this batch."""
+    """Of the optimizer, over the whole run, from 1 on: that which this batch takes part in."""
     begins_group: bool
     ends_group: bool
     size: int
@@ -49,13 +50,19 @@ def batches(session: Session, epoch: int) -> Iterator[Batch]:
             images,
             targets,
             number,
-            step=number // accumulation,
+            step=(epoch - 1) * math.ceil(count / accumulation) + math.ceil(number / accumulation),
             begins_group=number % accumulation == 1 or accumulation == 1,
             ends_group=number % accumulation == 0 or number == count,
             size=min(size, images_in_all - (number - 1) * size),
             # The processes' gradients are averaged, not added up.
             weight=len(targets) * shard.world / images_in_group,
         )
+
+
+def clip(session: Session, most: float) -> None:
+    """Scale all gradients so that the norm of the plain model's is at most `most`, whatever the strategy."""
+    norm = nn.utils.get_total_norm([p.grad for p in session.plain if p.grad is not None])
+    nn.utils.clip_grads_with_norm_(session.model.parameters(), most, norm)
 
 
 def train_batch(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -77,8 +84,7 @@ def train_batch(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
         session.end_group()
         if section.clip_norm is not None:
             scaler.unscale_(optimizer)
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, section.clip_norm)
+            clip(session, section.clip_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

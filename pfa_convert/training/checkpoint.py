@@ -46,7 +46,7 @@ def load_checkpoint(session: Session, path: Path) -> None:
         UserError: if the file is damaged, or of another model or recipe.
     """
     tensors, header = load_tensors(path)
-    _load_model(session.model, tensors, path)
+    _load_model(session.model, _below("model", tensors), path)
     state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in header["optimizer"].items()}
     for name, tensor in _below("optimizer", tensors).items():
         index, _, key = name.partition(".")
@@ -66,13 +66,18 @@ def load_checkpoint(session: Session, path: Path) -> None:
 
 
 def load_model(path: Path, model: nn.Module) -> None:
-    """Restore the model alone; raises UserError if the file is damaged, or of another model or recipe."""
-    _load_model(model, load_tensors(path)[0], path)
+    """Restore the model as it was judged, with averaged weights if the run has them.
+
+    Raises:
+        UserError: if the file is damaged, or of another model or recipe.
+    """
+    tensors, _ = load_tensors(path)
+    _load_model(model, _below("model", tensors) | _below("average", tensors), path)
 
 
-def _load_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _load_model(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     try:
-        model.load_state_dict(_below("model", tensors))
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
             f"belongs to another model or recipe: {one_line(error, 200)}", where=str(path)

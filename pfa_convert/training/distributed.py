@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pfa_convert.data.base import Shard
 from pfa_convert.devices import usable_device
+from pfa_convert.errors import UserError
 
 # PyTorch 2.14 gave it another name.
 _NO_BUFFERS_AT_EACH_STEP: dict[str, Any] = (
@@ -53,9 +54,22 @@ class Processes:
         """Let the main process through before the others, which then find what it wrote."""
         if not self.main:
             self.wait()
-        yield
+        try:
+            yield
+        finally:
+            if self.main:
+                self.wait()
+
+    def by_main(self, act: Callable[[], object]) -> None:
+        """Do something in the main process alone; a UserError there is one in every process."""
+        failure = None
         if self.main:
-            self.wait()
+            try:
+                act()
+            except UserError as error:
+                failure = error
+        if self.any(failure is not None)[0]:
+            raise failure or UserError("the main process cannot go on, and says why")
 
     def any(self, *facts: bool) -> list[bool]:
         """Return for each fact whether it holds in any process."""

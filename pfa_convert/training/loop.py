@@ -29,7 +29,7 @@ from pfa_convert.training.record import EpochRecord, RunResult, means
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.training.schedules import set_schedules
 from pfa_convert.training.session import Session
-from pfa_convert.training.setup import determinism, make_data
+from pfa_convert.training.setup import compilation, determinism, make_data
 from pfa_convert.training.stopping import Stopped, StopRequest
 from pfa_convert.training.tensorboard import tensorboard
 from pfa_convert.training.threads import suitable_threads, using_threads
@@ -69,7 +69,7 @@ def train(
         UserError: for a mistake in recipe, data or folder, or when the loss is no longer finite.
         Stopped: after Ctrl-C or SIGTERM, once everything is saved; `resume` continues bit for bit.
     """
-    seed = recipe.train.seeds[0] if seed is None else seed
+    seed = recipe.train.seeds[0] if seed is None else int(seed)
     folder = RunFolder(Path(output) if output else Path("runs") / recipe.name / f"seed-{seed}")
     resuming = folder.continues(recipe, seed, resume=resume, overwrite=overwrite)
     if resuming and folder.is_finished(recipe):
@@ -77,6 +77,7 @@ def train(
     processes = join(device)
     with ExitStack() as stack:
         stack.enter_context(determinism(recipe.train.deterministic))
+        stack.enter_context(compilation() if recipe.train.compile else nullcontext())
         stop = stack.enter_context(StopRequest())
         with processes.main_first():
             data = make_data(recipe.data, data_root, processes.device)
@@ -88,7 +89,11 @@ def train(
         if enough < most and threads is None:
             watcher.note(f"threads: {enough} of {most}, since the batches are small; --threads sets them")
         stack.enter_context(using_threads(enough))
-        stack.enter_context(folder.held() if processes.main else nullcontext())
+        processes.by_main(lambda: stack.enter_context(folder.held()))
+        # Asked again: before it was held, another process may have begun or finished the run.
+        resuming = folder.continues(recipe, seed, resume=resume, overwrite=overwrite)
+        if resuming and folder.is_finished(recipe):
+            return folder.read_result()
         continuing = resuming and folder.last.exists()
         processes.wait()
         if continuing:
@@ -98,11 +103,10 @@ def train(
             done = session.progress.epoch
             if (logged := sum(1 <= record.epoch <= done for record in folder.records())) < done:
                 watcher.note(f"{folder.log} has {logged} of the {done} epochs that are done")
-            if processes.main:
-                folder.extend(recipe)
+            processes.by_main(lambda: folder.extend(recipe))
         else:
-            if processes.main:
-                folder.start(recipe, environment(seed, data.folder, processes.device))
+            surroundings = environment(seed, data.folder, processes.device)
+            processes.by_main(lambda: folder.start(recipe, surroundings))
             save_checkpoint(session, folder.last)
         if recipe.train.compile and not session.compiled:
             watcher.note("no C++ compiler found (CXX names one): the model runs uncompiled")

@@ -48,18 +48,28 @@ class EpochRecord:
 
     def to_json(self) -> str:
         """Return the line, without its end."""
-        return json.dumps({key: value for key, value in vars(self).items() if value is not None})
+        alignment = {site: _undefined(values, None) for site, values in self.alignment.items()}
+        known = {**vars(self), "alignment": alignment}
+        return json.dumps({key: value for key, value in known.items() if value is not None})
 
     @classmethod
     def from_json(cls, line: str) -> EpochRecord:
         """Read a line; keys that a later version may have added are passed over."""
-        return cls(**_known(cls, line))
+        known = _known(cls, line)
+        alignment = known.get("alignment", {})
+        return cls(**known | {"alignment": {site: _undefined(v, math.nan) for site, v in alignment.items()}})
+
+
+def _undefined(values: Mapping[str, float | None], written: float | None) -> dict[str, Any]:
+    """Return the values with those that are not defined as nan, or as JSON has them: None."""
+    return {key: written if value is None or math.isnan(value) else value for key, value in values.items()}
 
 
 def means(alignment: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return the means over the sites as fields of EpochRecord; none where there is no site."""
+    """Return the means over the sites where they are defined, as fields of EpochRecord."""
     keys = ("angle_deg", "norm_ratio") if alignment else ()
-    return {key: fmean(site[key] for site in alignment.values()) for key in keys}
+    by_key = {key: [site[key] for site in alignment.values() if not math.isnan(site[key])] for key in keys}
+    return {key: fmean(values) for key, values in by_key.items() if values}
 
 
 @dataclass(frozen=True)

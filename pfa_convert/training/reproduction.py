@@ -35,6 +35,11 @@ class PlannedRun:
         return f"{self.folder.parent.name}, seed {self.seed}"
 
     @property
+    def trained(self) -> bool:
+        """Whether the run has completed an epoch."""
+        return any(record.epoch for record in RunFolder(self.folder).records())
+
+    @property
     def transcript(self) -> Path:
         """The file with all that the run has printed."""
         return self.folder / "output.txt"
@@ -76,11 +81,13 @@ def plan(
     for choice in [chosen] if chosen else _wanted(file, only):
         recipe_source = source if chosen or not choice else f"{file.path}:{'-'.join(choice.values())}"
         recipe = load_recipe(recipe_source, settings, note)
-        for seed in recipe.train.seeds if seeds is None else seeds:
+        for seed in dict.fromkeys(recipe.train.seeds if seeds is None else seeds):
             folder = RunFolder(output / recipe.name / f"seed-{seed}")
             if folder.recipe.exists():
                 folder.check_resumable(recipe, seed)
             runs.append(PlannedRun(recipe_source, seed, folder.path, recipe))
+    if len({run.folder for run in runs}) < len(runs):
+        raise UserError("with these settings several variants are the same one", where="--set")
     return sorted(runs, key=lambda run: run.seed)
 
 

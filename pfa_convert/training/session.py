@@ -78,6 +78,7 @@ class Session:
         plain = strip_feedback(self.model)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=section.precision == "fp16")
         learned = {name: p for name, p in self.model.named_parameters() if name in plain}
+        self.plain = list(learned.values())
         self.average = None if section.ema is None else WeightAverage(learned, section.ema)
         self.progress = Progress()
         self._group = ExitStack()

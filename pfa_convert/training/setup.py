@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,18 @@ def can_compile(device: torch.device) -> bool:
     """Return whether `torch.compile` finds what it needs: for a CPU, the C++ compiler that it would call."""
     usual = "clang++" if sys.platform == "darwin" else "g++"
     return device.type != "cpu" or shutil.which(os.environ.get("CXX", usual)) is not None
+
+
+def compilation() -> AbstractContextManager[None]:
+    """Allow as many compiled forms as the runs of one process need, of which PyTorch counts all together.
+
+    A model is compiled for training, for evaluation, and again once its feedback has forgotten its start.
+    """
+    limit: AbstractContextManager[None] = torch._dynamo.config.patch(recompile_limit=COMPILED_FORMS)
+    return limit
+
+
+COMPILED_FORMS = 256
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import itertools
 import warnings
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -126,3 +127,28 @@ def test_mnist_and_cifar_say_where_their_files_should_be(tmp_path):
     for name, options in itertools.product(("mnist", "fashion_mnist", "cifar10", "cifar100"), ({},)):
         with pytest.raises(UserError, match="--data"):
             load_data(name, tmp_path, validation=0, device=torch.device("cpu"), workers=0, options=options)
+
+
+def test_an_evaluation_crop_larger_than_what_it_is_cut_from_is_refused(root):
+    with pytest.raises(UserError, match=r"resize: 32 .* 48"):
+        load(root, image_size=48)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("uint16", "I;16"), ("float32", "F")])
+def test_images_of_more_than_8_bits_are_named_and_not_clipped(root, kind, mode):
+    path = root / "imagenette" / "train" / "cat" / "deep.tiff"
+    Image.fromarray(numpy.arange(1600).reshape(40, 40).astype(kind)).save(path)
+    with pytest.raises(UserError, match=rf"deep.tiff.*more than 8 bits \(mode {mode}"):
+        list(load(root).train.batches(8, Shard(), 0))
+
+
+def test_hidden_files_are_no_images(root):
+    before = len(load(root).train)
+    (root / "imagenette" / "train" / "cat" / "._000.JPEG").write_bytes(b"resource fork")
+    assert len(load(root).train) == before
+
+
+def test_reading_images_draws_none_of_the_runs_random_numbers(root):
+    state = torch.get_rng_state()
+    next(iter(load(root).train.batches(4, Shard(), 0)))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -13,7 +13,9 @@ from rich.console import Console
 
 from pfa_convert import UserError, load_recipe
 from pfa_convert.recipe_files import packaged_recipes
+from pfa_convert.reporting.accuracy_figure import accuracy_figure
 from pfa_convert.reporting.alignment_figure import alignment_figure
+from pfa_convert.reporting.figures import pyplot_without_display
 from pfa_convert.reporting.page import write_report
 from pfa_convert.reporting.reading import read_runs
 from pfa_convert.reporting.result_figures import pictures
@@ -38,6 +40,12 @@ def write_run(folder, name, seed, final, epochs=None, settings=(), sites=("1", "
         angles = {site: {"angle_deg": 20.0 + seed, "norm_ratio": 1.0} for site in sites}
         lines.append({"epoch": epoch, "test_top1": accuracy, "seconds": 2.0, "alignment": angles})
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    pyplot_without_display().close("all")
 
 
 @pytest.fixture
@@ -226,3 +234,39 @@ def test_a_narrow_terminal_shows_names_whole_and_no_empty_column(runs, tmp_path)
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         read_runs([tmp_path])
+
+
+def test_a_layer_without_an_angle_has_no_spread(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed-{seed}", "mnist-mlp-pfa", seed, 98.0)
+        log = tmp_path / f"seed-{seed}" / "log.jsonl"
+        log.write_text(log.read_text().replace(f'"angle_deg": {20.0 + seed}', '"angle_deg": NaN', 1))
+    write_report(read_runs([tmp_path]), tmp_path / "report", "pfa-convert report")
+
+
+def test_runs_of_other_lengths_are_not_compared(tmp_path):
+    write_run(tmp_path / "bp", "mnist-mlp-bp", 0, 98.0, settings=["train.epochs=5"])
+    write_run(tmp_path / "pfa", "mnist-mlp-pfa", 0, 98.0)
+    table = {row.recipe: row for row in rows(read_runs([tmp_path])["mnist-mlp"])}
+    assert table["mnist-mlp-pfa"].gap is None
+    assert table["mnist-mlp-bp"].gap == 0
+
+
+def test_the_figure_shows_the_runs_of_the_table_after_the_last_epoch(runs):
+    figure = accuracy_figure(read_runs([runs])["mnist-mlp"])
+    (numbers,) = figure.axes[1].child_axes
+    words = [text.get_text() for text in numbers.get_yticklabels()]
+    mean, std = statistics.mean(FINALS["fa"]), statistics.stdev(FINALS["fa"])
+    assert f"{mean:.2f} ± {std:.2f}" in words
+
+
+def test_a_layer_has_one_colour_in_networks_of_several_depths(tmp_path):
+    write_run(tmp_path / "fa", "mnist-mlp-fa", 0, 98.0, settings=["model.hidden=[16]"], sites=("1", "3"))
+    write_run(tmp_path / "pfa", "mnist-mlp-pfa", 0, 98.0)
+    figure = alignment_figure(read_runs([tmp_path])["mnist-mlp"])
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    named = dict(zip(names, (line.get_color() for line in figure.legends[0].get_lines()), strict=True))
+    columns = [list(dict.fromkeys(line.get_color() for line in axes.get_lines())) for axes in figure.axes[:2]]
+    assert sorted(map(len, columns)) == [2, 3]
+    for colours in columns:
+        assert colours == [named[f"layer {site}"] for site in ("1", "3", "5")][: len(colours)]

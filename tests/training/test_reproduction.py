@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import same_bytes
+from runs import call, same_bytes
 
 from pfa_convert import UserError, train
 from pfa_convert.cli import cli
@@ -128,3 +128,15 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_runs(tmp_path):
     train(run.loaded, output=run.folder, seed=0)
     with pytest.raises(UserError, match="holds a run of another recipe"):
         plan("digits-mlp", tmp_path, {}, settings=["train.optimizer.lr=3"])
+
+
+def test_a_run_that_fails_in_its_first_epoch_leaves_the_others_reported(tmp_path):
+    table = tmp_path / "two.yaml"
+    table.write_text(
+        "extends: digits-mlp-bp\nname: two\ntrain: {epochs: 1}\n"
+        "variants: {speed: {good: {train: {epochs: 1}}, bad: {train: {optimizer: {lr: 1.0e+38}}}}}\n"
+    )
+    said = call("reproduce", table, "--output", tmp_path / "runs", "--seeds", "0", "--jobs", "1")
+    assert said.code == 1, said.errors
+    assert "1 of 2 runs failed" in said.printed and "two-bad" in said.printed
+    assert "two-good" in (tmp_path / "runs" / "report-two" / "report.md").read_text()
