@@ -244,7 +244,7 @@ def _name(content: dict[str, Any], file: RecipeFile, choice: Choice) -> None:
 
     A file without a name has its own as a file, not that of what it extends: their runs are apart.
     """
-    name = content["name"] = file.own.get("name", re.sub(r"[^\w.+-]+", "-", file.path.stem).lstrip(".+-"))
+    name = content["name"] = file.own.get("name", _as_name(file.path.stem))
     if isinstance(name, str):
         content.setdefault("experiment", name)
     if choice and isinstance(name, str):
@@ -256,8 +256,12 @@ def _rename(changed: dict[str, Any], content: Mapping[str, Any], file: RecipeFil
     """Record a variant that a setting gave another rule as that rule's, without the first one's numbers."""
     rules = [c["convert"].get("rule") for c in (changed, content) if isinstance(c.get("convert"), dict)]
     if choice and len(set(rules)) == 2 and isinstance(rules[0], str) and changed["name"] == content["name"]:
-        _name(changed, file, {**choice, "rule": rules[0]})
+        _name(changed, file, {**choice, "rule": _as_name(rules[0])})
         changed.pop("expect", None)
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text).lstrip(".+-")
 
 
 def _note_length(content: dict[str, Any]) -> None:
