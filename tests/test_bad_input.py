@@ -169,7 +169,8 @@ def accepted_as_given(content, folder):
     kept = yaml.safe_load((folder / "recipe.yaml").read_text())
     for key, value in flat(content).items():
         if value not in (None, {}):  # nothing given: the default holds
-            assert flat(kept)[key] == value, (key, value)
+            held = flat(kept)[key]
+            assert held == (float(value) if isinstance(held, float) else value), (key, value)
     assert (folder / "result.json").exists() or content["train"]["epochs"] > 0
 
 
