@@ -76,7 +76,8 @@ class DerivedPathway(Collapsed[DerivedState]):
 
     def state_of(self, tensors: Sequence[Any]) -> DerivedState:
         """Return the state with its names."""
-        forgetting, K, *fixed = tensors
+        forgetting, K, *others = tensors
+        fixed = list(others)  # PyTorch 2.11 compiles the starred name as a tuple
         fixed.insert(self._rule.names.index(self._rule.plastic), None)
         return DerivedState(forgetting, K, self._rule.state_of(fixed))
 
