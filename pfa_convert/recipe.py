@@ -254,9 +254,10 @@ def _name(content: dict[str, Any], file: RecipeFile, choice: Choice) -> None:
 
 def _rename(changed: dict[str, Any], content: Mapping[str, Any], file: RecipeFile, choice: Choice) -> None:
     """Record a variant that a setting gave another rule as that rule's, without the first one's numbers."""
-    rules = [c["convert"].get("rule") for c in (changed, content) if isinstance(c.get("convert"), dict)]
-    if choice and len(set(rules)) == 2 and isinstance(rules[0], str) and changed["name"] == content["name"]:
-        _name(changed, file, {**choice, "rule": _as_name(rules[0])})
+    before, after = (c["convert"] if isinstance(c.get("convert"), dict) else {} for c in (content, changed))
+    rule = after.get("rule")
+    if choice and isinstance(rule, str) and before.get("rule") != rule and changed["name"] == content["name"]:
+        _name(changed, file, {**choice, "rule": _as_name(rule)})
         changed.pop("expect", None)
 
 

@@ -84,10 +84,10 @@ def train_command(
         )
     finally:
         watcher.stop()
-    if main and as_json:
-        click.echo(json.dumps(asdict(result), indent=1))
+    if not as_json:
+        print_result(talk, loaded, result)
     elif main:
-        print_result(console, loaded, result)
+        click.echo(json.dumps(asdict(result), indent=1))
 
 
 def _tell_variants(talk: Console, source: str, recipe: Recipe) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed
@@ -20,18 +20,25 @@ def kept(members: Iterable[Coupled]) -> Iterator[None]:
     Raises:
         UserError: if a weight has changed by the end, where PyTorch has counted the change.
     """
-    costly = [member for member in members if _takes_product(member)]
-    before = [(member.feedback.pathway, member.weight._version) for member in costly]
-    for weight, feedback in ((member.weight, member.feedback) for member in costly):
-        feedback.F = feedback.feedback_weight(weight)
-        feedback.pathway = GivenPathway(feedback.pathway.layout)
+    with ExitStack() as stack:
+        for member in members:
+            if _takes_product(member):
+                stack.enter_context(_kept(member))
+        yield
+
+
+@contextmanager
+def _kept(member: Coupled) -> Iterator[None]:
+    weight, feedback = member.weight, member.feedback
+    pathway, version = feedback.pathway, weight._version
+    feedback.F = feedback.feedback_weight(weight)
+    feedback.pathway = GivenPathway(pathway.layout)
     try:
         yield
     finally:
-        for member, (pathway, _) in zip(costly, before, strict=True):
-            member.feedback.pathway = pathway
-            del member.feedback.F
-    if any(member.weight._version != version for member, (_, version) in zip(costly, before, strict=True)):
+        feedback.pathway = pathway
+        del feedback.F
+    if weight._version != version:
         raise UserError(CHANGED)
 
 

@@ -31,7 +31,7 @@ Curves = dict[str, list[tuple[float, float]]]
 
 def deep(variants: Mapping[str, Variant]) -> bool:
     """Return whether there are more layers than curves could tell apart."""
-    return any(len(variant.runs[0].by_site(ANGLE)) > MOST_NAMED for variant in variants.values())
+    return any(len(_layers(variant)) > MOST_NAMED for variant in variants.values())
 
 
 def alignment_figure(variants: Mapping[str, Variant]) -> Any:
@@ -86,8 +86,12 @@ def _curves(variants: Mapping[str, Variant]) -> Any:
 
 def _sites(variants: Mapping[str, Variant]) -> list[str]:
     """Return the layers of all variants, in the order of the deepest one's."""
-    by_variant = [list(variant.runs[0].by_site(ANGLE)) for variant in variants.values()]
+    by_variant = [_layers(variant) for variant in variants.values()]
     return list(dict.fromkeys(site for sites in sorted(by_variant, key=len, reverse=True) for site in sites))
+
+
+def _layers(variant: Variant) -> list[str]:
+    return list(variant.runs[0].by_site(ANGLE))
 
 
 def _draw_layers(
@@ -115,7 +119,7 @@ def _legend(figure: Any, variants: Mapping[str, Variant], colours: Mapping[str, 
 
     handles: list[Any] = [Line2D([], [], color=colour) for colour in colours.values()]
     names = [f"layer {site}" for site in colours]
-    alike = all(list(variant.runs[0].by_site(ANGLE)) == list(colours) for variant in variants.values())
+    alike = all(_layers(variant) == list(colours) for variant in variants.values())
     if len(names) > 1 and alike:
         names[0], names[-1] = f"{names[0]} (input)", f"{names[-1]} (output)"
     if any(PUBLISHED[ANGLE] in variant.paper for variant in variants.values()):

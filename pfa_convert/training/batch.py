@@ -51,7 +51,7 @@ def batches(session: Session, epoch: int) -> Iterator[Batch]:
             targets,
             number,
             step=(epoch - 1) * math.ceil(count / accumulation) + math.ceil(number / accumulation),
-            begins_group=number % accumulation == 1 or accumulation == 1,
+            begins_group=(number - 1) % accumulation == 0,
             ends_group=number % accumulation == 0 or number == count,
             size=min(size, images_in_all - (number - 1) * size),
             # The processes' gradients are averaged, not added up.

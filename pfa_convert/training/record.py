@@ -48,21 +48,25 @@ class EpochRecord:
 
     def to_json(self) -> str:
         """Return the line, without its end."""
-        alignment = {site: _undefined(values, None) for site, values in self.alignment.items()}
-        known = {**vars(self), "alignment": alignment}
+        measured = {key: _undefined_as(None, getattr(self, key)) for key in MEASURED}
+        known = {**vars(self), **measured}
         return json.dumps({key: value for key, value in known.items() if value is not None})
 
     @classmethod
     def from_json(cls, line: str) -> EpochRecord:
         """Read a line; keys that a later version may have added are passed over."""
         known = _known(cls, line)
-        alignment = known.get("alignment", {})
-        return cls(**known | {"alignment": {site: _undefined(v, math.nan) for site, v in alignment.items()}})
+        return cls(**known | {key: _undefined_as(math.nan, known[key]) for key in MEASURED if key in known})
 
 
-def _undefined(values: Mapping[str, float | None], written: float | None) -> dict[str, Any]:
-    """Return the values with those that are not defined as nan, or as JSON has them: None."""
-    return {key: written if value is None or math.isnan(value) else value for key, value in values.items()}
+MEASURED = ("alignment", "gradient_angle_deg")
+
+
+def _undefined_as(written: float | None, values: Any) -> Any:
+    """Return measured values with those that are not defined as nan, or as JSON has them: None."""
+    if isinstance(values, Mapping):
+        return {key: _undefined_as(written, value) for key, value in values.items()}
+    return written if values is None or math.isnan(values) else values
 
 
 def means(alignment: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pfa_convert.cli import main
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 
 def command(*arguments):
@@ -51,9 +52,8 @@ def start(*arguments):
 
 def run_in_two_processes(script, *arguments):
     """Run a script under torchrun, on two processes of one machine; return what the first one prints."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     finished = subprocess.run(
-        [*torchrun, "--local-ranks-filter", "0", str(script), *map(str, arguments)],
+        [*TORCHRUN, "--standalone", "--local-ranks-filter", "0", str(script), *map(str, arguments)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

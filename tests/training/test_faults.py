@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from runs import ENVIRONMENT, call, run_in_two_processes, same_bytes, start
+from runs import ENVIRONMENT, TORCHRUN, call, run_in_two_processes, same_bytes, start
 
 from pfa_convert.training.run_folder import RunFolder
 
 
 def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command = [*TORCHRUN, "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     command += ["-m", "pfa_convert", "train", *map(str, arguments)]
     return subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -3,12 +3,11 @@
 import json
 import math
 import subprocess
-import sys
 
 import numpy
 import pytest
 import torch
-from runs import ENVIRONMENT, call, run_in_two_processes
+from runs import ENVIRONMENT, TORCHRUN, call, run_in_two_processes
 
 from pfa_convert import UserError, load_recipe, train
 from pfa_convert.data.base import Shard
@@ -120,10 +119,12 @@ def test_a_layer_that_begins_at_zero_has_no_angle_and_no_say_in_the_mean():
 
 
 def test_a_log_is_json_where_an_angle_is_not_defined():
-    record = EpochRecord(0, alignment={"1": {"angle_deg": math.nan, "norm_ratio": math.nan}})
+    undefined = {"angle_deg": math.nan, "norm_ratio": math.nan}
+    record = EpochRecord(0, alignment={"1": undefined}, gradient_angle_deg={"1": math.nan})
     line = record.to_json()
     json.loads(line, parse_constant=pytest.fail)
-    assert math.isnan(EpochRecord.from_json(line).alignment["1"]["angle_deg"])
+    read = EpochRecord.from_json(line)
+    assert math.isnan(read.alignment["1"]["angle_deg"]) and math.isnan(read.gradient_angle_deg["1"])
 
 
 def test_another_rule_by_a_setting_is_another_variant():
@@ -131,6 +132,8 @@ def test_another_rule_by_a_setting_is_another_variant():
     assert (recipe.name, recipe.variant, recipe.experiment) == ("mnist-mlp-kp", "kp", "mnist-mlp")
     assert recipe.expect is None
     assert load_recipe("mnist-mlp-pfa", ["convert.rule=pfa"]).expect is not None
+    with pytest.raises(UserError, match=r"convert\.rule"):
+        load_recipe("mnist-mlp-pfa", ["convert.rule=[kp]"])
 
 
 def test_a_path_with_brackets_is_printed_as_it_is(tmp_path):
@@ -162,9 +165,10 @@ def test_processes_stay_together_where_the_main_one_fails(tmp_path):
 
 @pytest.mark.xdist_group("two processes")
 def test_two_processes_print_one_result(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "pfa_convert", "train", "digits-mlp-bp", "--set", "train.epochs=1", "--json"]
     command += ["--set", "data.batch_size=512", "--output", str(tmp_path / "run"), "--device", "cpu"]
-    said = subprocess.run([*torchrun, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    said = subprocess.run(
+        [*TORCHRUN, "--standalone", *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout)["epochs"] == 1
