@@ -122,6 +122,8 @@ def alignment_line(recipe: Recipe, result: RunResult) -> str:
     line += f"; {left:.1%} of F is what it began with, where it is most"
     if left <= MUCH_LEFT:
         return line
+    if steps := recipe.train.forgetting:
+        return f"{line}: to align further, train longer, or lower train.forgetting (now {steps:g} steps)"
     decay = recipe.train.optimizer.weight_decay
     enough = f", to about {decay * math.log(FORGOTTEN) / math.log(left):.2g}" if decay and left < 1 else ""
     return (

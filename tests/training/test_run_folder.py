@@ -172,6 +172,7 @@ def test_a_recipe_records_its_experiment(tmp_path):
     [
         ("pfa", [], "of F is what it began with, where it is most: to align further, raise"),
         ("pfa", ["train.optimizer.weight_decay=0.3"], "of F is what it began with, where it is most"),
+        ("pfa", ["train.forgetting=5000"], "to align further, train longer, or lower train.forgetting (now 5000"),
         ("fa", [], "path angles"),
         ("dfa", [], ""),
     ],
@@ -185,7 +186,7 @@ def test_a_run_says_how_aligned_it_has_ended(tmp_path, rule, settings, words):
     line = alignment_line(loaded, result)
     angles = result.angle_deg.values()
     assert line.startswith(f"path angles {min(angles):.1f} to {max(angles):.1f} degrees") and words in line
-    assert ("to align further" in line) == (rule == "pfa" and not settings)
+    assert ("to align further" in line) == ("to align further" in words)
     if rule == "pfa":
         # By the formula: F = T(W) + s K, where K is what F began with beyond T(W), and s forgets.
         assert 0 < max(result.start_left.values()) < 1
