@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +85,7 @@ def train_command(
     if not as_json:
         print_result(talk, loaded, result)
     elif main:
-        click.echo(json.dumps(asdict(result), indent=1))
+        click.echo(result.to_json())
 
 
 def _tell_variants(talk: Console, source: str, recipe: Recipe) -> None:

@@ -48,25 +48,12 @@ class EpochRecord:
 
     def to_json(self) -> str:
         """Return the line, without its end."""
-        measured = {key: _undefined_as(None, getattr(self, key)) for key in MEASURED}
-        known = {**vars(self), **measured}
-        return json.dumps({key: value for key, value in known.items() if value is not None})
+        return json.dumps({key: value for key, value in _content(self).items() if value is not None})
 
     @classmethod
     def from_json(cls, line: str) -> EpochRecord:
         """Read a line; keys that a later version may have added are passed over."""
-        known = _known(cls, line)
-        return cls(**known | {key: _undefined_as(math.nan, known[key]) for key in MEASURED if key in known})
-
-
-MEASURED = ("alignment", "gradient_angle_deg")
-
-
-def _undefined_as(written: float | None, values: Any) -> Any:
-    """Return measured values with those that are not defined as nan, or as JSON has them: None."""
-    if isinstance(values, Mapping):
-        return {key: _undefined_as(written, value) for key, value in values.items()}
-    return written if values is None or math.isnan(values) else values
+        return cls(**_known(cls, line))
 
 
 def means(alignment: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -95,13 +82,29 @@ class RunResult:
     start_left: dict[str, float] = field(default_factory=dict)
     """By site, the share of a plastic `F` that is what it began with."""
 
+    def to_json(self) -> str:
+        """Return the content of `result.json`."""
+        return json.dumps(_content(self), indent=1)
+
     @classmethod
     def from_json(cls, text: str) -> RunResult:
         """Read a result; keys that a later version may have added are passed over."""
         return cls(**_known(cls, text))
 
 
+def _content(record: EpochRecord | RunResult) -> dict[str, Any]:
+    return {key: _undefined_as(None, value) for key, value in vars(record).items()}
+
+
 def _known(kind: type[EpochRecord | RunResult], text: str) -> dict[str, Any]:
     """Return what a JSON text gives for the fields of `kind`."""
     names = {field.name for field in fields(kind)}
-    return {key: value for key, value in json.loads(text).items() if key in names}
+    return {key: _undefined_as(math.nan, value) for key, value in json.loads(text).items() if key in names}
+
+
+def _undefined_as(written: float | None, value: Any) -> Any:
+    """Return a value by site with those that are not defined as nan, or as JSON has them: None."""
+    if not isinstance(value, Mapping):
+        return value
+    # Only nan is not equal to itself.
+    return {site: written if v is None or v != v else _undefined_as(written, v) for site, v in value.items()}

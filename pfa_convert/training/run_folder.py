@@ -191,7 +191,7 @@ class RunFolder:
 
     def finish(self, result: RunResult) -> None:
         """Write the result; its presence marks the run as finished."""
-        write_text(self.result, json.dumps(vars(result), indent=1))
+        write_text(self.result, result.to_json())
 
 
 @contextmanager

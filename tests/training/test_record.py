@@ -1,11 +1,14 @@
 """A line of the log: the format in which runs of all versions are read."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pfa_convert.training import EpochRecord
+from pfa_convert.training.record import RunResult
 from pfa_convert.training.run_folder import RunFolder
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -17,6 +20,10 @@ LINE = (
 )
 
 
+def read(path):
+    return RunResult.from_json(path.read_text())
+
+
 def test_a_line_is_written_as_it_was_read():
     assert EpochRecord.from_json(LINE).to_json() == LINE
     logs = sorted(RESULTS.rglob("log.jsonl"))
@@ -24,6 +31,18 @@ def test_a_line_is_written_as_it_was_read():
     for log in logs:
         for line in log.read_text().splitlines():
             assert EpochRecord.from_json(line).to_json() == line, log
+
+
+def test_a_result_is_written_as_it_was_read_and_is_json_where_an_angle_is_not_defined():
+    results = sorted(RESULTS.rglob("result.json"))
+    assert len(results) > 100
+    for result in results:
+        written, again = (json.loads(text) for text in (result.read_text(), read(result).to_json()))
+        assert again == {"start_left": {}} | written, result
+    undefined = replace(read(results[0]), angle_deg={"1": math.nan, "2": 3.0})
+    json.loads(undefined.to_json(), parse_constant=pytest.fail)
+    angles = RunResult.from_json(undefined.to_json()).angle_deg
+    assert math.isnan(angles["1"]) and angles["2"] == 3.0
 
 
 @pytest.mark.parametrize(("left_out", "top1"), [((), 79.0), (("test",), 79.0), (("validation",), 78.0)])

@@ -172,7 +172,11 @@ def test_a_recipe_records_its_experiment(tmp_path):
     [
         ("pfa", [], "of F is what it began with, where it is most: to align further, raise"),
         ("pfa", ["train.optimizer.weight_decay=0.3"], "of F is what it began with, where it is most"),
-        ("pfa", ["train.forgetting=5000"], "to align further, train longer, or lower train.forgetting (now 5000"),
+        (
+            "pfa",
+            ["train.forgetting=5000"],
+            "to align further, train longer, or lower train.forgetting (now 5000",
+        ),
         ("fa", [], "path angles"),
         ("dfa", [], ""),
     ],
