@@ -1,9 +1,9 @@
 """The angle between each weight's gradient and backpropagation's, by block and kind of matrix.
 
-    python docs/results/cifar10-vit-short/gradient_angles.py RUNS DATA
+    python docs/results/gradient_angles.py EXPERIMENT RUNS DATA
 
-RUNS has a folder for each variant, with last.safetensors. The results, gradient-angles.json and
-gradient-angles.png, go beside this file.
+of a vision transformer, such as cifar10-vit-short. RUNS has a folder for each variant, with last.safetensors.
+The results, gradient-angles.json and gradient-angles.png, go into the experiment's folder beside this file.
 """
 
 import json
@@ -14,7 +14,6 @@ from pathlib import Path
 from pfa_convert.reporting.figures import pyplot_without_display, write
 from pfa_convert.reporting.style import ANGLES, RIGHT_ANGLE
 
-HERE = Path(__file__).parent
 KINDS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
@@ -25,7 +24,7 @@ def inspected(folder: Path, data: str) -> dict[str, float | None]:
     return {site: facts["gradient_angle_deg"] for site, facts in said.items()}
 
 
-def draw(angles: dict[str, dict[str, float | None]]) -> None:
+def draw(angles: dict[str, dict[str, float | None]], epochs: int, path: Path) -> None:
     """Draw a row of cells for each kind of matrix, a column for each block, a panel for each variant."""
     columns = -(-len(angles) // 2)
     figure, panels = pyplot_without_display().subplots(
@@ -50,14 +49,17 @@ def draw(angles: dict[str, dict[str, float | None]]) -> None:
     label = "angle to backpropagation's gradient (degrees)"
     bar = figure.colorbar(image, ax=panels, label=label, extend="max", shrink=0.7)
     bar.set_ticks(range(0, 91, 30))
-    figure.suptitle("Gradient angles by block and kind of matrix, after 6 epochs")
-    write(figure, HERE / "gradient-angles.png")
+    figure.suptitle(f"Gradient angles by block and kind of matrix, after {epochs} epochs")
+    write(figure, path)
 
 
 if __name__ == "__main__":
-    runs, data = sys.argv[1:]
+    experiment, runs, data = sys.argv[1:]
     order = ("pfa-o", "kp", "pfa", "pfa-blocks", "pfa-decay", "usf", "pfa-xavier", "fa", "dfa", "pfa-literal")
-    folders = {variant: Path(runs) / f"cifar10-vit-short-{variant}" / "seed-0" for variant in order}
-    angles = {v: inspected(f, data) for v, f in folders.items() if (f / "result.json").is_file()}
-    (HERE / "gradient-angles.json").write_text(json.dumps(angles, indent=1) + "\n")
-    draw(angles)
+    folders = {variant: Path(runs) / f"{experiment}-{variant}" / "seed-0" for variant in order}
+    results = {v: f / "result.json" for v, f in folders.items() if (f / "result.json").is_file()}
+    epochs = {json.loads(result.read_text())["epochs"] for result in results.values()}.pop()
+    angles = {variant: inspected(folders[variant], data) for variant in results}
+    written = Path(__file__).parent / experiment / "gradient-angles.json"
+    written.write_text(json.dumps(angles, indent=1) + "\n")
+    draw(angles, epochs, written.with_suffix(".png"))
