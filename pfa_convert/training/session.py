@@ -14,6 +14,7 @@ from pfa_convert.alignment import gradient_angles
 from pfa_convert.convert import strip_feedback
 from pfa_convert.data import Data
 from pfa_convert.data.base import Shard, Split, batch_starts
+from pfa_convert.errors import UserError
 from pfa_convert.feedback.coupling import couple
 from pfa_convert.feedback.weight import learning_between_steps
 from pfa_convert.recipe import Recipe
@@ -96,8 +97,19 @@ class Session:
             self._group.enter_context(self.coupling.kept())
 
     def end_group(self) -> None:
-        """Let go of `F`, before the weights move."""
+        """Let go of `F`, before the weights move.
+
+        Raises:
+            UserError: with several processes, if a parameter has no gradient, which would never be averaged.
+        """
         self._group.close()
+        if self.processes.distributed:
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    raise UserError(
+                        f"the loss does not depend on {name}, and several processes wait for its gradient: "
+                        "freeze it (requires_grad = False), or train in one process"
+                    )
 
     def expected_start_left(self) -> float | None:
         """Return `s` at the end of the run, by its schedules; None where nothing is to be forgotten so."""

@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import sys
 
 import numpy
 import pytest
@@ -172,3 +173,31 @@ def test_two_processes_print_one_result(tmp_path):
     )
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout)["epochs"] == 1
+
+
+UNUSED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.used, self.unused = nn.Linear(64, num_classes), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.used(x.flatten(1))
+"""
+
+
+@pytest.mark.xdist_group("two processes")
+def test_a_parameter_that_several_processes_would_wait_for_is_named(tmp_path):
+    (tmp_path / "unused.py").write_text(UNUSED)
+    command = ["-m", "pfa_convert", "train", "digits-mlp-pfa", "--set", "train.epochs=1", "--device", "cpu"]
+    command += ["--set", "model={name: unused:Net, num_classes: 10}", "--overwrite"]
+    alone, together = (
+        subprocess.run(
+            [*start, *command], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        for start in ([sys.executable], [*TORCHRUN, "--standalone"])
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert together.returncode and "the loss does not depend on unused.weight" in together.stderr
