@@ -15,10 +15,13 @@ from pfa_convert.errors import UserError
 
 if TYPE_CHECKING:
     from pfa_convert.alignment import alignment, gradient_angles
-    from pfa_convert.audit.verify import Account, uses, verify
+    from pfa_convert.audit.account import Account, Entry
+    from pfa_convert.audit.observer import Use
+    from pfa_convert.audit.verify import uses, verify
     from pfa_convert.convert import convert, revert, strip_feedback
     from pfa_convert.data import DATASETS
     from pfa_convert.feedback.coupling import couple
+    from pfa_convert.feedback.decay import register_decay
     from pfa_convert.feedback.layers import LAYERS
     from pfa_convert.feedback.pathway import Pathway
     from pfa_convert.feedback.weight import feedback_phase
@@ -37,9 +40,11 @@ __all__ = [
     "RULES",
     "Account",
     "ConversionReport",
+    "Entry",
     "Pathway",
     "Rule",
     "SiteInspection",
+    "Use",
     "UserError",
     "alignment",
     "build",
@@ -50,6 +55,7 @@ __all__ = [
     "inspect",
     "load",
     "load_recipe",
+    "register_decay",
     "revert",
     "save",
     "strip_feedback",
@@ -60,10 +66,13 @@ __all__ = [
 
 _MODULES = {
     "alignment": ("alignment", "gradient_angles"),
-    "audit.verify": ("Account", "uses", "verify"),
+    "audit.account": ("Account", "Entry"),
+    "audit.observer": ("Use",),
+    "audit.verify": ("uses", "verify"),
     "convert": ("convert", "revert", "strip_feedback"),
     "data": ("DATASETS",),
     "feedback.coupling": ("couple",),
+    "feedback.decay": ("register_decay",),
     "feedback.layers": ("LAYERS",),
     "feedback.pathway": ("Pathway",),
     "feedback.weight": ("feedback_phase",),

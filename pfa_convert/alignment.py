@@ -60,7 +60,8 @@ def gradient_angles(
     sites = report_of(converted).sites
     own = _weight_gradients(converted, [s.weight for s in sites], loss_fn, inputs, targets)
     # A copy of the modules but not of what they hold: that may be gigabytes of feedback weights.
-    held = {id(tensor): tensor for tensor in (*converted.parameters(), *converted.buffers())}
+    feedback = (module for module in converted.modules() if isinstance(module, FeedbackWeight))
+    held = {id(one): one for one in (*converted.parameters(), *converted.buffers(), *feedback)}
     plain = revert(copy.deepcopy(converted, held), inplace=True)
     true = _weight_gradients(plain, [s.weight for s in sites], loss_fn, inputs, targets)
     return {site.name: angle(own[site.weight], true[site.weight]) for site in sites}

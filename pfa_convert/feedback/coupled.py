@@ -32,6 +32,12 @@ class Coupled:
         assert isinstance(self.feedback.pathway, Collapsed)
         return self.feedback.pathway.forgotten
 
+    @property
+    def takes_product(self) -> bool:
+        """Whether `F` takes a product of weights."""
+        assert isinstance(self.feedback.pathway, Collapsed)
+        return self.feedback.pathway.takes_product(self.feedback.named_state())
+
     @torch.no_grad()
     def start_is_small(self) -> bool:
         """Return whether `|s K| / |F|` is below the rounding of the weight's dtype."""
@@ -61,17 +67,25 @@ class CoupledGroup:
         return self.optimizer.param_groups[self.index]
 
     @torch.no_grad()
+    def begin(self) -> None:
+        """Before a step: let `s` start anew with a momentum that the optimizer has not begun either."""
+        if self.decay.carries(self.present):
+            for weight, feedback in ((c.weight, c.feedback) for c in self.collapsed):
+                if not self.optimizer.state.get(weight):
+                    feedback.get_buffer("forgetting")[S + 1 :].zero_()
+
+    @torch.no_grad()
     def advance(self) -> None:
         """Make the optimizer's step on `s`, for the weights that have a gradient."""
-        moved = [c.feedback.get_buffer("forgetting") for c in self.collapsed if c.weight.grad is not None]
-        if not moved:
-            return
-        old = torch.stack(moved)
-        new = self.decay.advance(old, self.present)
-        skipped = self._skipped(old.device)
-        if skipped is not None:
-            new = torch.where(skipped, old, new)
-        torch._foreach_copy_(moved, list(new.unbind(0)))
+        learned = [c.feedback.get_buffer("forgetting") for c in self.collapsed if c.weight.grad is not None]
+        for device in dict.fromkeys(forgetting.device for forgetting in learned):
+            moved = [forgetting for forgetting in learned if forgetting.device == device]
+            old = torch.stack(moved)
+            new = self.decay.advance(old, self.present)
+            skipped = self._skipped(device)
+            if skipped is not None:
+                new = torch.where(skipped, old, new)
+            torch._foreach_copy_(moved, list(new.unbind(0)))
 
     @torch.no_grad()
     def forget_literally(self) -> None:
@@ -111,8 +125,13 @@ class CoupledGroup:
         return f"{s:.1%}", f"{SETTLED + math.ceil(math.log(LITTLE / after) / math.log(after / before)):,}"
 
     def forget_if_small(self) -> None:
-        """Drop every `K` once none of them counts: together, since a compiled model is compiled anew."""
-        moving = [c for c in self.collapsed if c.weight.requires_grad and not c.forgotten]
+        """Drop every `K` once none of them counts: together, since a compiled model is compiled anew.
+
+        A `K` that was copied stays, at its size, for a copy that averages it.
+        """
+        moving = [
+            c for c in self.collapsed if c.weight.requires_grad and not c.forgotten and not c.feedback.copied
+        ]
         if all(c.start_is_small() for c in moving):
             for coupled in moving:
                 coupled.feedback.forget()

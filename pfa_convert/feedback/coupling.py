@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed
 from pfa_convert.feedback.coupled import Coupled, CoupledGroup
+from pfa_convert.feedback.coupling_check import group_of_each, refuse_incomplete, refuse_wrapper
 from pfa_convert.feedback.decay import Decay, decay_of
-from pfa_convert.feedback.kept import CHANGED, kept
+from pfa_convert.feedback.kept import kept
 from pfa_convert.feedback.plastic import PlasticPathway
 from pfa_convert.feedback.strategy import Choice, Strategy
 from pfa_convert.feedback.weight import FeedbackWeight, feedback_weights
@@ -28,8 +29,9 @@ CHECK_INTERVAL = 100
 class Coupling:
     """The handle that `couple` returns; `strategy` tells what was chosen for each weight, and why.
 
-    After each step of an optimizer it advances `s` of that optimizer's weights. `steps` counts those of the
-    first optimizer: a checkpoint keeps it, for it decides when `K` is looked at.
+    After each step of an optimizer it advances `s` of that optimizer's weights: once, where a class's step
+    calls that of its base. `steps` counts those of the first optimizer: a checkpoint keeps it, for it decides
+    when `K` is looked at.
     """
 
     def __init__(
@@ -44,8 +46,18 @@ class Coupling:
         self.steps = 0
         self._groups = groups
         self._first = optimizers[0]
-        self._keeping = False
-        self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
+        self._keeping = 0
+        self._begun: set[int] = set()
+        self._hooks = [
+            hook
+            for optimizer in optimizers
+            for hook in (
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            )
+        ]
+        for coupled, group in self._members():
+            _tie(coupled.feedback, group.optimizer)
 
     @property
     def strategy(self) -> dict[str, str]:
@@ -74,14 +86,15 @@ class Coupling:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Compute every `F` once for all backward passes within, as in gradient accumulation, not in each.
+        """Compute every `F` once for all passes within, forward and backward, as in gradient accumulation.
 
         It holds as many more numbers as the weights of `pfa` have; for rules whose `F` costs nothing it does
-        nothing. No weight may change within: a step of the optimizer is an error, and so is any other change
-        that PyTorch counts. Writes to `.data` it does not count.
+        nothing. No weight may change within: a step of the optimizer is refused, and any other change that
+        PyTorch counts is an error at the end. It does not count writes to `.data`, another Parameter in a
+        weight's place, or other weights given to `torch.func.functional_call`.
 
         Raises:
-            UserError: if a weight has changed.
+            UserError: if a weight has changed, or the handle was removed.
 
         Examples:
             >>> from pfa_convert import convert
@@ -93,31 +106,42 @@ class Coupling:
             ...         model(torch.randn(2, 4)).sum().backward()
             >>> optimizer.step()
         """
-        self._keeping = True
+        if not self._hooks:
+            raise UserError("the handle was removed: it follows no optimizer, and cannot keep F")
+        self._keeping += 1
         try:
-            with kept(self._members()):
+            with kept(coupled for group in self._groups for coupled in group.collapsed):
                 yield
         finally:
-            self._keeping = False
+            self._keeping -= 1
 
     def remove(self) -> None:
-        """Stop following the optimizer; the feedback weights keep the `s` they have."""
-        for hook in self._hooks:
-            hook.remove()
-        for coupled in self._members():
-            coupled.feedback.optimizer = None
+        """Stop following the optimizer; the feedback weights keep their `s`, and can be coupled again."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        for coupled, _ in self._members():
+            coupled.feedback.optimizer, coupled.feedback.as_drawn = None, False
 
     def forget_all(self) -> None:
         """Drop every `K` now, as happens by itself once it has decayed; for measuring what then remains."""
-        for coupled in self._members():
+        for coupled in (coupled for group in self._groups for coupled in group.collapsed):
             coupled.feedback.forget()
 
-    def _members(self) -> Iterable[Coupled]:
-        return (coupled for group in self._groups for coupled in group.collapsed)
+    def _members(self) -> Iterable[tuple[Coupled, CoupledGroup]]:
+        return ((coupled, group) for group in self._groups for coupled in (*group.collapsed, *group.literal))
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._keeping:
+            raise UserError("a step while feedback weights are kept: it comes after `with handle.kept()`")
+        self._begun.add(id(optimizer))
+        for group in self._groups:
+            if group.optimizer is optimizer:
+                group.begin()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._keeping:
-            raise UserError(CHANGED)
+        if id(optimizer) not in self._begun:
+            return
+        self._begun.remove(id(optimizer))
         for group in self._groups:
             if group.optimizer is optimizer:
                 group.advance()
@@ -169,7 +193,8 @@ def couple(
 
     Raises:
         UserError: if the model has no feedback weights, is coupled already, or the optimizer misses
-            some of its parameters or has made steps; for a `forgetting` below 1.
+            some of its parameters or has made steps; if two optimizers have the same parameter, or one is
+            none of PyTorch's; for a `forgetting` below 1.
 
     Examples:
         >>> import torch
@@ -179,9 +204,11 @@ def couple(
         >>> couple(model, optimizer).strategy
         {'0.weight': 'collapsed'}
     """
-    if forgetting is not None and not forgetting >= 1:
-        raise UserError("forgetting: must be at least 1 step", given=f"{forgetting:g}")
+    if forgetting is not None and not (isinstance(forgetting, (int, float)) and forgetting >= 1):
+        raise UserError(f"forgetting: must be at least 1 step, not {forgetting!r}")
     optimizers = [optimizer, *others]
+    for one in optimizers:
+        refuse_wrapper(one)
     found = list(feedback_weights(model))
     if not found:
         raise UserError("nothing to couple: the model has no feedback weights; convert it first")
@@ -192,9 +219,9 @@ def couple(
         for owner in optimizers
         for index, group in enumerate(owner.param_groups)
     ]
-    group_of = {parameter: group for group in groups for parameter in group.present["params"]}
+    group_of = group_of_each(groups)
     for name, weight, feedback in found:
-        _refuse_incomplete(name, weight, feedback, group_of)
+        refuse_incomplete(name, weight, feedback, group_of)
     choices: dict[str, Choice] = {}
     for name, weight, feedback in found:
         if collapse and isinstance(feedback.pathway, PlasticPathway):
@@ -214,7 +241,6 @@ def _follow(weight: nn.Parameter, feedback: FeedbackWeight, group: CoupledGroup 
         if group is None:  # the weight does not learn
             return feedback.choice
         group.collapsed.append(Coupled(weight, feedback))
-        _tie(feedback, group.optimizer)
         return replace(feedback.choice, reason=group.decay.reason)
     if isinstance(feedback.pathway, PlasticPathway) and group is not None:
         group.literal.append(Coupled(weight, feedback))
@@ -228,21 +254,6 @@ def _tie(feedback: FeedbackWeight, optimizer: Optimizer) -> None:
     if feedback.watch is not None:
         feedback.watch.remove()
         feedback.watch = None
-
-
-def _refuse_incomplete(
-    name: str, weight: Tensor, feedback: FeedbackWeight, group_of: dict[Any, CoupledGroup]
-) -> None:
-    for parameter, label in [(weight, name), *((p, f"{name}: {n}") for n, p in feedback.named_parameters())]:
-        if parameter.requires_grad and parameter not in group_of:
-            raise UserError(
-                f"the optimizer misses the parameter {label}; give it all of model.parameters() after convert"
-            )
-    plastic = isinstance(feedback.pathway, (Collapsed, PlasticPathway))
-    state = group_of[weight].optimizer.state.get(weight) if weight in group_of else None
-    # Adagrad has a state from its birth, of no step.
-    if plastic and feedback.as_drawn and state and state.get("step", 1) != 0:
-        raise UserError("the optimizer has made steps already; couple before the first one")
 
 
 def _collapse(weight: Tensor, feedback: FeedbackWeight, optimizers: list[Optimizer]) -> None:

@@ -26,17 +26,20 @@ Factor: TypeAlias = Callable[[Group], Any]
 class Decay:
     """`advance(forgetting, group)` makes a step on the tensors `forgetting` of weights, `(weights, 3)`.
 
-    `reason` is what `couple` says of it, where there is something to say.
+    `reason` is what `couple` says of it, where there is something to say. `carries(group)` tells whether the
+    step depends on earlier ones, as a momentum does.
     """
 
     advance: Callable[[Tensor, Group], Tensor]
     reason: str = ""
+    carries: Callable[[Group], bool] = lambda group: False
 
     def with_forgetting(self, steps: float) -> Decay:
         """Return the decay with a forgetting beside it, of which `s` loses its `1 / steps` in a step."""
         return Decay(
             lambda forgetting, group: _multiplied(self.advance(forgetting, group), 1 - 1 / steps),
             f"forgets its start in {steps:g} steps, as asked for",
+            self.carries,
         )
 
 
@@ -44,16 +47,20 @@ def decay_of(optimizer: Optimizer, group: Group) -> Decay:
     """Return how the optimizer lets the weights of one of its groups decay."""
     kind = type(optimizer)
     name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
-    decays = bool(group.get("weight_decay", True))
+    known = name in _FACTORS or name in _NEVER_DECOUPLED
+    decays = bool(group.get("weight_decay", not known))
     if kind is torch.optim.SGD:
-        return Decay(_sgd, "" if decays else _NO_DECAY)
+        return Decay(_sgd, "" if decays else _NO_DECAY, lambda group: group["momentum"] != 0)
     if kind in _OWN or (name in _FACTORS and _is_decoupled(group)):
         factor = _OWN.get(kind) or _FACTORS[name]
-        advance = _adopt if name == "timm.Adopt" else _multiplied
+        begins = name == "timm.Adopt"
+        advance = _adopt if begins else _multiplied
         return Decay(
-            lambda forgetting, present: advance(forgetting, factor(present)), "" if decays else _NO_DECAY
+            lambda forgetting, present: advance(forgetting, factor(present)),
+            "" if decays else _NO_DECAY,
+            lambda present: begins,
         )
-    if name in _FACTORS or name in _NEVER_DECOUPLED:
+    if known:
         through = f"the decay of {kind.__name__} passes its preconditioner: s stays 1; {_REMEDY}"
         return Decay(_nothing, through if decays else _NO_DECAY)
     unknown = f"how {kind.__name__} decays is not known: s stays 1; register_decay, or {_REMEDY}"

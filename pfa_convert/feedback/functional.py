@@ -19,12 +19,8 @@ _LINEAR = Linear()
 class AnyFeedback(Protocol):
     """A FeedbackWeight, or a feedback weight that is computed already."""
 
-    @property
-    def pathway(self) -> Pathway[Any]:
-        """The way of the error."""
-
-    def state(self) -> Tensors:
-        """Return the state that the pathway reads."""
+    def way(self) -> tuple[Pathway[Any], Tensors]:
+        """Return the way of the error, and the state that it reads."""
 
 
 def linear(
@@ -101,7 +97,8 @@ def _apply(
     """Return `operation(x, W, b)`; without a feedback weight, that is all."""
     if feedback is None:
         return operation(x, W, b)
-    return apply_feedback(operation, feedback.pathway, x, W, b, feedback.state())
+    pathway, state = feedback.way()
+    return apply_feedback(operation, pathway, x, W, b, state)
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

@@ -17,14 +17,9 @@ class GivenFeedback:
 
     F: Tensor
 
-    @property
-    def pathway(self) -> GivenPathway:
-        """The pathway through the given tensor."""
-        return GivenPathway(WeightLayout(tuple(self.F.shape)))
-
-    def state(self) -> tuple[Tensor, ...]:
-        """Return the given tensor."""
-        return (self.F,)
+    def way(self) -> tuple[GivenPathway, tuple[Tensor, ...]]:
+        """Return the way through the given tensor, and the tensor."""
+        return GivenPathway(WeightLayout(tuple(self.F.shape))), (self.F,)
 
 
 class GivenState(NamedTuple):

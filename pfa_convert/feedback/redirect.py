@@ -130,7 +130,8 @@ class Redirect(FollowWeights):
         fits = isinstance(learned, RawWeight) and learned.state.pathway.layout.is_matrix(left)
         W, feedback = self._operand(learned, fits)
         operation = MatrixProduct(torch.matmul if reverse else function, left)
-        return apply_feedback(operation, feedback.pathway, operands[1 - index], W, bias, feedback.state())
+        pathway, state = feedback.way()
+        return apply_feedback(operation, pathway, operands[1 - index], W, bias, state)
 
     def _operand(self, learned: Learned, fits: bool) -> tuple[Tensor, FeedbackWeight | GivenFeedback]:
         """Return a weight as it is applied, and its feedback: its own state where that `fits` the product."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed
+from pfa_convert.feedback.given import GivenFeedback
 from pfa_convert.feedback.pathway import Pathway, Tensors
 from pfa_convert.feedback.plastic import PlasticPathway
 from pfa_convert.feedback.strategy import Choice, Strategy
@@ -26,7 +28,9 @@ class FeedbackWeight(nn.Module):
 
     `parameter_name` is the weight's name in the module beside it; `choice` is how `F` is computed, and why;
     `optimizer` refers to the one that the state is coupled to. `as_drawn` holds until a checkpoint is
-    loaded, `initialised` while the state is not the uninitialised memory that `to_empty` leaves.
+    loaded or an optimizer was followed, `initialised` while the state is not the uninitialised memory that
+    `to_empty` leaves. `kept` is `F` while `Coupling.kept` holds it; `copied` says that there is or was a
+    copy, which may average the state of this one.
 
     Fixed tensors (`B`, masks) are buffers, a plastic one (`R`) is a Parameter, which learns if the weight
     does. A plain checkpoint, which has none of them, loads strictly all the same: the state stays as it is.
@@ -48,6 +52,7 @@ class FeedbackWeight(nn.Module):
         self.optimizer: weakref.ref[Optimizer] | None = None
         self.watch: RemovableHandle | None = None
         self.as_drawn = self.initialised = True
+        self.copied = False
         self.adopt(pathway, state, learns)
 
     def adopt(self, pathway: Pathway[Any], state: Any, learns: bool = True) -> None:
@@ -55,6 +60,7 @@ class FeedbackWeight(nn.Module):
         for name in [*self._parameters, *self._buffers]:
             delattr(self, name)
         self.pathway = pathway
+        self.kept: GivenFeedback | None = None
         for name, tensor in zip(pathway.names, pathway.tensors_of(state), strict=True):
             if name == pathway.plastic and tensor is not None:
                 self.register_parameter(name, nn.Parameter(tensor, requires_grad=learns))
@@ -75,6 +81,10 @@ class FeedbackWeight(nn.Module):
         """Return the state as the pathway's methods take it."""
         return self.pathway.state_of(self.state())
 
+    def way(self) -> tuple[Pathway[Any], Tensors]:
+        """Return the way of the error, and the state that it reads."""
+        return (self.pathway, self.state()) if self.kept is None else self.kept.way()
+
     @property
     def elements(self) -> int:
         """The number of elements of the state."""
@@ -88,6 +98,8 @@ class FeedbackWeight(nn.Module):
     @torch.no_grad()
     def feedback_weight(self, W: Tensor) -> Tensor:
         """Return the present `F`, of the shape of `W`; of a sharded `W`, on all processes together."""
+        if self.kept is not None:
+            return self.kept.F
         return self.pathway.feedback_weight(whole(W), self.named_state())
 
     @torch.no_grad()
@@ -102,6 +114,13 @@ class FeedbackWeight(nn.Module):
         assert isinstance(self.pathway, Collapsed)
         self.adopt(*self.pathway.forget(self.named_state()))
 
+    def remember(self) -> None:
+        """Make room for the `K` of a state that is not forgotten yet."""
+        assert isinstance(self.pathway, Collapsed)
+        state = self.named_state()
+        K = state.K.new_zeros(self.pathway.layout.shape)
+        self.adopt(replace(self.pathway, forgotten=False), state._replace(K=K))
+
     def extra_repr(self) -> str:
         """Show the pathway and its state's shapes."""
         held = {**self._parameters, **self._buffers}
@@ -109,12 +128,18 @@ class FeedbackWeight(nn.Module):
         return f"{type(self.pathway).__name__}, {shapes}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to the original alone: its optimizer, and the watch over its weight."""
-        return {**self.__dict__, "optimizer": None, "watch": None}
+        """Leave out what is the original's alone: its optimizer, the watch over its weight, a kept `F`."""
+        self.copied = True
+        return {**self.__dict__, "optimizer": None, "watch": None, "kept": None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeedbackWeight:
-        were_meta = self._on_meta()
+        were_meta, exact = self._on_meta(), self._buffers.get("forgetting")
         super()._apply(fn, recurse)
+        self.kept = None
+        moved = self._buffers.get("forgetting")
+        if exact is not None and moved is not None and moved.dtype != exact.dtype:
+            # In half precision a step would not change `s`.
+            self._buffers["forgetting"] = (moved if exact.is_meta else exact).to(moved.device, exact.dtype)
         self.initialised = self.initialised and not (were_meta and not self._on_meta())
         return self
 
@@ -132,11 +157,12 @@ class FeedbackWeight(nn.Module):
             return
         self._take_form_of(saved, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self.kept = None
         self.as_drawn, self.initialised = False, True
 
     @torch.no_grad()
     def _take_form_of(self, saved: Mapping[str, Tensor], prefix: str) -> None:
-        """Collapse, or drop what is forgotten, where the saved state is in that form."""
+        """Collapse, drop what is forgotten, or make room for what is not, as the saved state does."""
         collapsed = isinstance(self.pathway, Collapsed)
         if collapsed and "forgetting" not in saved:
             raise UserError(
@@ -145,10 +171,18 @@ class FeedbackWeight(nn.Module):
                 where=prefix.rstrip("."),
             )
         if "forgetting" in saved and isinstance(self.pathway, PlasticPathway):
+            if self.coupled:
+                raise UserError(
+                    "the checkpoint holds the closed form, and the model is coupled with a plastic feedback "
+                    "weight: load before couple",
+                    where=prefix.rstrip("."),
+                )
             tensors = (*self.parameters(), *self.buffers())
             self.collapse(tensors[0].new_zeros(self.pathway.layout.shape))
-        if "K" in saved and saved["K"].numel() == 0 and isinstance(self.pathway, Collapsed):
-            self.forget()
+        if "K" in saved and isinstance(self.pathway, Collapsed):
+            forgotten = saved["K"].numel() == 0
+            if forgotten != self.pathway.forgotten:
+                (self.forget if forgotten else self.remember)()
 
 
 NEVER_INITIALISED = (

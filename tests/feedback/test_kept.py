@@ -1,5 +1,6 @@
 """`F` kept for the batches of gradient accumulation: the same gradients, computed once, and no stale one."""
 
+import copy
 import math
 from contextlib import nullcontext
 
@@ -35,6 +36,10 @@ def coupled(rule="pfa", compiled=False, **options):
         torch._dynamo.reset()  # its limit counts what other tests compiled
         model.compile(fullgraph=True)
     return model, optimizer, handle
+
+
+def held(model):
+    return [module for module in model.modules() if getattr(module, "kept", None) is not None]
 
 
 def images(generator):
@@ -90,7 +95,7 @@ def test_the_product_of_weights_is_computed_once():
 def test_nothing_is_held_where_F_takes_no_product(rule):
     model, _, handle = coupled(rule)
     with handle.kept():
-        assert not [module for module in model.modules() if hasattr(module, "F")]
+        assert not held(model)
 
 
 def add_in_place(model, optimizer):
@@ -118,7 +123,7 @@ def step(model, optimizer):
     optimizer.step()
 
 
-CHANGES = [add_in_place, load, swap_averages, step]
+CHANGES = [add_in_place, load, swap_averages]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -126,7 +131,63 @@ def test_a_weight_that_changes_while_F_is_kept_is_an_error(change):
     model, optimizer, handle = coupled()
     with pytest.raises(UserError, match="changed while"), handle.kept():
         change(model, optimizer)
-    assert not [module for module in model.modules() if hasattr(module, "F")]
+    assert not held(model)
+
+
+@pytest.mark.parametrize("fused", [True, False])  # PyTorch does not count the changes of a fused step
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_step_while_F_is_kept_is_refused_before_it_is_made(fused, nested):
+    model = convert(net(), "pfa")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1.0, fused=fused)
+    handle = couple(model, optimizer)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match="a step while"), handle.kept():
+        with handle.kept() if nested else nullcontext():
+            assert held(model)
+        assert held(model)
+        step(model, optimizer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    step(model, optimizer)
+    assert feedback_of(model[4]).forgetting[0] == pytest.approx(0.9)
+
+
+def test_a_removed_handle_keeps_nothing():
+    _, _, handle = coupled()
+    handle.remove()
+    with pytest.raises(UserError, match="removed"), handle.kept():
+        pass
+
+
+def test_a_copy_made_while_F_is_kept_learns_as_the_original():
+    model, _, handle = coupled()
+    with handle.kept():
+        inside = copy.deepcopy(model)
+    assert not held(inside) and not held(model)
+    for one in (inside, model):
+        one.zero_grad()
+        one(images(torch.Generator().manual_seed(2))).sum().backward()
+    again = couple(inside, torch.optim.SGD(inside.parameters(), lr=0.1, weight_decay=0.1))
+    assert set(again.strategy.values()) == {"collapsed"}
+    for p, q in zip(inside.parameters(), model.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_feedback_that_is_loaded_while_F_is_kept_counts_at_once():
+    model, _, handle = coupled()
+    other = {name: 2 * tensor for name, tensor in model.state_dict().items() if "feedback_of" in name}
+    with handle.kept():
+        model.load_state_dict(other, strict=False)
+        within = feedback_of(model[4]).feedback_weight(model[4].weight)
+    assert torch.equal(within, feedback_of(model[4]).feedback_weight(model[4].weight))
+
+
+def test_what_is_dropped_while_F_is_kept_is_not_in_it():
+    model, _, handle = coupled()
+    with handle.kept():
+        handle.forget_all()
+        within = feedback_of(model[4]).feedback_weight(model[4].weight)
+    G = feedback_of(model[4]).G[0]
+    assert relative_error(within, G @ model[4].weight) < 1e-12
 
 
 def write_data(model, optimizer):
@@ -134,7 +195,7 @@ def write_data(model, optimizer):
         parameter.data.mul_(3)
 
 
-@pytest.mark.parametrize("change", [*CHANGES, write_data])
+@pytest.mark.parametrize("change", [*CHANGES, step, write_data])
 def test_otherwise_F_follows_every_change(change):
     model, optimizer, _ = coupled()
     model(images(torch.Generator())).sum().backward()

@@ -1,0 +1,244 @@
+"""Coupled models over their life: averages, earlier states, half precision, other optimizers."""
+
+import copy
+
+import pytest
+import torch
+from harness import feedback_of, relative_error
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from pfa_convert import UserError, alignment, convert, couple, gradient_angles
+from pfa_convert.feedback.decay import register_decay
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 6))
+
+
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+
+
+def sgd(model, **more):
+    return torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.1, **more)
+
+
+def steps(model, optimizer, count, generator=None, after=lambda: None):
+    generator = generator or torch.Generator().manual_seed(1)
+    for _ in range(count):
+        optimizer.zero_grad()
+        x = torch.randn(4, 8, generator=generator, dtype=torch.float64).to(model[0].weight.dtype)
+        (model(x) - x[:, :6]).square().mean().backward()
+        optimizer.step()
+        after()
+
+
+def s_of(model):
+    return feedback_of(model[0]).forgetting[0].item()
+
+
+AVERAGES = {
+    "of weights": lambda model: AveragedModel(model),
+    "of buffers too": lambda model: AveragedModel(model, use_buffers=True),
+    "timm's": lambda model: ModelEmaV3(model, decay=0.98),
+}
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_averages_go_on_when_the_start_is_forgotten(average):
+    model = convert(mlp(), "pfa")
+    optimizer = adamw(model)
+    averaged = AVERAGES[average](model)
+    couple(model, optimizer, forgetting=5)
+    update = averaged.update if average == "timm's" else lambda model: averaged.update_parameters(model)
+    steps(model, optimizer, 210, after=lambda: update(model))
+    alone = convert(mlp(), "pfa")
+    other = adamw(alone)
+    couple(alone, other, forgetting=5)
+    steps(alone, other, 210)
+    assert feedback_of(alone[0]).K.numel() == 0 and feedback_of(model[0]).K.numel() == model[0].weight.numel()
+    assert relative_error(model[0].weight, alone[0].weight) < 1e-4
+
+
+def test_looking_at_gradients_is_no_copy_that_would_average():
+    model = convert(mlp(), "pfa")
+    gradient_angles(model, nn.functional.mse_loss, torch.randn(4, 8), torch.randn(4, 6))
+    assert not feedback_of(model[0]).copied
+
+
+@pytest.mark.parametrize("rule", ["pfa", "pfa-o", "kp"])
+def test_an_earlier_state_is_restored_after_the_start_was_forgotten(rule):
+    model = convert(mlp(), rule)
+    optimizer = adamw(model)
+    couple(model, optimizer, forgetting=5)
+    steps(model, optimizer, 10)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    F = feedback_of(model[0]).feedback_weight(model[0].weight)
+    steps(model, optimizer, 300)
+    assert feedback_of(model[0]).K.numel() == 0
+    model.load_state_dict(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(feedback_of(model[0]).feedback_weight(model[0].weight), F)
+    steps(model, optimizer, 300)
+    assert feedback_of(model[0]).K.numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("moved", ["before", "after"])
+def test_in_half_precision_s_is_exact(dtype, moved):
+    model = convert(mlp(), "pfa")
+    model = model if moved == "after" else model.to(dtype)
+    optimizer = adamw(model)
+    couple(model, optimizer, forgetting=1000)
+    model.to(dtype)
+    steps(model, optimizer, 200)
+    assert model[0].weight.dtype == dtype
+    assert s_of(model) == pytest.approx((0.999 * (1 - 1e-3 * 0.05)) ** 200, rel=1e-12)
+
+
+def test_a_cast_keeps_every_digit_of_s():
+    model = convert(mlp(), "pfa")
+    optimizer = adamw(model)
+    couple(model, optimizer)
+    steps(model, optimizer, 3)
+    s = s_of(model)
+    assert s_of(model.half()) == s and s_of(model.to("meta").to_empty(device="cpu")) is not None
+    assert feedback_of(model[0]).forgetting.dtype == torch.float64
+
+
+def new_optimizer(model, handle, optimizer):
+    handle.remove()
+    return model, sgd(model, momentum=0.9)
+
+
+def copied(model, handle, optimizer):
+    model = copy.deepcopy(model)
+    return model, sgd(model, momentum=0.9)
+
+
+def cleared(model, handle, optimizer):
+    optimizer.state.clear()
+    return model, None
+
+
+@pytest.mark.parametrize("change", [new_optimizer, copied, cleared])
+def test_with_a_momentum_that_begins_anew_s_begins_so_too(change):
+    finals = []
+    for strategy in ("fused", "collapsed"):
+        model = convert(mlp().double(), "pfa", options={"strategy": strategy, "law": "uniform"})
+        optimizer, generator = sgd(model, momentum=0.9), torch.Generator().manual_seed(1)
+        handle = couple(model, optimizer)
+        steps(model, optimizer, 30, generator)
+        model, other = change(model, handle, optimizer)
+        if other is not None:
+            couple(model, other)
+        steps(model, other or optimizer, 20, generator)
+        finals.append(torch.cat([feedback_of(model[0]).feedback_weight(model[0].weight), model[0].weight]))
+    assert relative_error(finals[1], finals[0]) < 1e-12
+
+
+class Centred(torch.optim.AdamW):
+    """An optimizer whose step calls that of its base."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+register_decay(Centred, lambda group: 1 - group["lr"] * group["weight_decay"])
+
+
+@pytest.mark.parametrize("with_others", [True, False])
+def test_a_step_that_calls_its_base_class_is_one_step(with_others):
+    model = convert(mlp(), "pfa")
+    if with_others:  # PyTorch puts its hooks into a class when the first optimizer of it is made
+        adamw(mlp())
+    optimizer = Centred(model.parameters(), lr=0.01, weight_decay=0.5)
+    handle = couple(model, optimizer)
+    steps(model, optimizer, 5)
+    assert s_of(model) == pytest.approx(0.995**5, rel=1e-12) and handle.steps == 5
+
+
+def test_a_step_that_fails_is_no_step():
+    model = convert(mlp(), "pfa")
+    optimizer = sgd(model)
+    handle = couple(model, optimizer)
+
+    def fails():
+        raise RuntimeError("in the closure")
+
+    with pytest.raises(RuntimeError, match="in the closure"):
+        optimizer.step(fails)
+    assert s_of(model) == 1
+    steps(model, optimizer, 1)
+    assert s_of(model) == pytest.approx(0.995) and handle.steps == 1
+
+
+def test_a_compiled_step_is_followed_too():
+    model = convert(mlp(), "pfa")
+    optimizer = sgd(model, momentum=0.9)
+    couple(model, optimizer)
+    model(torch.randn(4, 8)).sum().backward()
+    torch._dynamo.reset()
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for _ in range(3):
+        compiled()
+    follower = convert(mlp(), "pfa")
+    reference = sgd(follower, momentum=0.9)
+    couple(follower, reference)
+    follower(torch.randn(4, 8)).sum().backward()
+    for _ in range(3):
+        reference.step()
+    assert s_of(model) == pytest.approx(s_of(follower), rel=1e-12) and s_of(model) < 1
+
+
+class Wrapper:
+    """As schedules of one's own are written, around an optimizer."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+
+def test_what_couple_refuses_it_leaves_as_it_was():
+    model = convert(mlp(), "pfa")
+    optimizer = sgd(model)
+    for wrong in (Wrapper(optimizer), [optimizer], model.parameters(), model):
+        with pytest.raises(UserError, match="tells of its steps"):
+            couple(model, wrong)
+    for others in ([optimizer], [sgd(model)]):
+        with pytest.raises(UserError, match=r"of shape \(12, 8\) is given to couple twice"):
+            couple(model, optimizer, *others)
+    for forgetting in ("40", 0, float("nan")):
+        with pytest.raises(UserError, match="at least 1 step"):
+            couple(model, optimizer, forgetting=forgetting)
+    couple(model, optimizer)
+
+
+def test_after_remove_a_model_is_coupled_again_and_goes_on():
+    model = convert(mlp(), "pfa")
+    optimizer = adamw(model)
+    handle = couple(model, optimizer)
+    steps(model, optimizer, 5)
+    handle.remove()
+    couple(model, optimizer, forgetting=40)
+    steps(model, optimizer, 5)
+    assert s_of(model) == pytest.approx((1 - 5e-5) ** 10 * 0.975**5, rel=1e-12)
+
+
+def test_the_closed_form_is_not_loaded_into_a_coupled_plastic_weight():
+    collapsed, fused = (convert(mlp(), "pfa", options={"strategy": s}) for s in ("collapsed", "fused"))
+    fresh = convert(mlp(), "pfa", options={"strategy": "fused"})
+    couple(fused, sgd(fused))
+    with pytest.raises(UserError, match="load before couple"):
+        fused.load_state_dict(collapsed.state_dict())
+    fresh.load_state_dict(collapsed.state_dict())
+    assert alignment(fresh) == alignment(collapsed)
+
+
+def test_an_optimizer_without_decay_is_said_to_have_none():
+    model = convert(mlp(), "pfa")
+    handle = couple(model, torch.optim.Rprop(model.parameters()))
+    assert all("weight_decay is 0" in said for said in handle.strategy.values())
