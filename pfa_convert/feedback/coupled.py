@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed, S
 from pfa_convert.feedback.decay import Decay
 from pfa_convert.feedback.plastic import PlasticPathway
@@ -50,16 +52,24 @@ class Coupled:
 class CoupledGroup:
     """A parameter group of an optimizer, how it lets its weights decay, and those of them that are coupled.
 
-    `collapsed` are in closed form; of the `literal` ones the plastic tensor is a Parameter. `forgetting` is
-    as in `couple`.
+    `owner` refers to the optimizer, whose hooks hold this. `collapsed` are in closed form; of the `literal`
+    ones the plastic tensor is a Parameter. `forgetting` is as in `couple`.
     """
 
-    optimizer: Optimizer
+    owner: weakref.ref[Optimizer]
     index: int
     decay: Decay
     forgetting: float | None = None
     collapsed: list[Coupled] = field(default_factory=list)
     literal: list[Coupled] = field(default_factory=list)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer; raises UserError once it is gone."""
+        found = self.owner()
+        if found is None:
+            raise UserError("the optimizer that the model was coupled to is gone: couple with another one")
+        return found
 
     @property
     def present(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Coupling:
         self._weights = weights
         self.steps = 0
         self._groups = groups
-        self._first = optimizers[0]
+        self._first = weakref.ref(optimizers[0])
         self._keeping = 0
         self._begun: set[int] = set()
         self._hooks = [
@@ -57,7 +57,7 @@ class Coupling:
             )
         ]
         for coupled, group in self._members():
-            _tie(coupled.feedback, group.optimizer)
+            _tie(coupled.feedback, group.owner)
 
     @property
     def strategy(self) -> dict[str, str]:
@@ -135,7 +135,7 @@ class Coupling:
             raise UserError("a step while feedback weights are kept: it comes after `with handle.kept()`")
         self._begun.add(id(optimizer))
         for group in self._groups:
-            if group.optimizer is optimizer:
+            if group.owner() is optimizer:
                 group.begin()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -143,11 +143,11 @@ class Coupling:
             return
         self._begun.remove(id(optimizer))
         for group in self._groups:
-            if group.optimizer is optimizer:
+            if group.owner() is optimizer:
                 group.advance()
                 group.forget_literally()
         recording = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-        if optimizer is self._first and not recording:
+        if optimizer is self._first() and not recording:
             self.count_step()
 
     def count_step(self) -> None:
@@ -215,7 +215,7 @@ def couple(
     if any(feedback.coupled for _, _, feedback in found):
         raise UserError("the model is coupled to an optimizer already")
     groups = [
-        CoupledGroup(owner, index, _decay(owner, group, forgetting), forgetting)
+        CoupledGroup(weakref.ref(owner), index, _decay(owner, group, forgetting), forgetting)
         for owner in optimizers
         for index, group in enumerate(owner.param_groups)
     ]
@@ -249,8 +249,8 @@ def _follow(weight: nn.Parameter, feedback: FeedbackWeight, group: CoupledGroup 
     return feedback.choice
 
 
-def _tie(feedback: FeedbackWeight, optimizer: Optimizer) -> None:
-    feedback.optimizer = weakref.ref(optimizer)
+def _tie(feedback: FeedbackWeight, owner: weakref.ref[Optimizer]) -> None:
+    feedback.optimizer = owner
     if feedback.watch is not None:
         feedback.watch.remove()
         feedback.watch = None

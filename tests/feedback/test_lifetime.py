@@ -1,6 +1,8 @@
 """Coupled models over their life: averages, earlier states, half precision, other optimizers."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -194,6 +196,27 @@ def test_a_compiled_step_is_followed_too():
     assert s_of(model) == pytest.approx(s_of(follower), rel=1e-12) and s_of(model) < 1
 
 
+@pytest.mark.parametrize("strategy", ["collapsed", "fused"])
+def test_model_and_optimizer_go_at_once_when_nobody_needs_them(strategy):
+    model = convert(mlp(), "pfa", options={"strategy": strategy})
+    optimizer = sgd(model, momentum=0.9)
+    handle = couple(model, optimizer)
+    steps(model, optimizer, 2)
+    gone = [weakref.ref(model[0].weight), weakref.ref(optimizer), weakref.ref(feedback_of(model[0]))]
+    gc.disable()
+    try:
+        del optimizer
+        assert gone[1]() is None
+        if strategy == "collapsed":
+            with pytest.raises(UserError, match="is gone"):
+                str(handle)
+        couple(model, sgd(model))
+        del model, handle
+        assert all(one() is None for one in gone)
+    finally:
+        gc.enable()
+
+
 class Wrapper:
     """As schedules of one's own are written, around an optimizer."""
 
@@ -231,7 +254,8 @@ def test_after_remove_a_model_is_coupled_again_and_goes_on():
 def test_the_closed_form_is_not_loaded_into_a_coupled_plastic_weight():
     collapsed, fused = (convert(mlp(), "pfa", options={"strategy": s}) for s in ("collapsed", "fused"))
     fresh = convert(mlp(), "pfa", options={"strategy": "fused"})
-    couple(fused, sgd(fused))
+    optimizer = sgd(fused)
+    couple(fused, optimizer)
     with pytest.raises(UserError, match="load before couple"):
         fused.load_state_dict(collapsed.state_dict())
     fresh.load_state_dict(collapsed.state_dict())
