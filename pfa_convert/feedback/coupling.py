@@ -65,7 +65,11 @@ class Coupling:
         return {name: str(choice) for name, choice in self.choices.items()}
 
     def __str__(self) -> str:
-        """Return a line for each weight: strategy, `s` (how much of the start is left), steps until 1 %."""
+        """Return a line for each weight: strategy, `s` (how much of the start is left), steps until 1 %.
+
+        Raises:
+            UserError: if the optimizer is gone, which the handle does not hold.
+        """
         left = {
             id(coupled.weight): (coupled.feedback, group)
             for group in self._groups

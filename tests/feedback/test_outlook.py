@@ -39,5 +39,6 @@ def test_the_steps_until_one_percent_is_left(name):
 
 def test_without_decay_it_never_comes():
     model = convert(nn.Linear(4, 3), "pfa")
-    handle = couple(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = couple(model, optimizer)
     assert str(handle).splitlines()[1].split()[1:3] == ["100.0%", "never"]
