@@ -52,12 +52,14 @@ class Coupled:
 class CoupledGroup:
     """A parameter group of an optimizer, how it lets its weights decay, and those of them that are coupled.
 
-    `owner` refers to the optimizer, whose hooks hold this. `collapsed` are in closed form; of the `literal`
+    `owner` refers to the optimizer, whose hooks hold this; `index` and the list `params` tell which of its
+    groups it is. `collapsed` are in closed form; of the `literal`
     ones the plastic tensor is a Parameter. `forgetting` is as in `couple`.
     """
 
     owner: weakref.ref[Optimizer]
     index: int
+    params: list[Tensor]
     decay: Decay
     forgetting: float | None = None
     collapsed: list[Coupled] = field(default_factory=list)
@@ -73,8 +75,10 @@ class CoupledGroup:
 
     @property
     def present(self) -> dict[str, Any]:
-        """The group as the optimizer has it now."""
-        return self.optimizer.param_groups[self.index]
+        """The group as the optimizer has it now: a loaded state makes new groups of the same lists."""
+        groups = self.optimizer.param_groups
+        found = next((group for group in groups if group["params"] is self.params), None)
+        return groups[self.index] if found is None else found
 
     @torch.no_grad()
     def begin(self) -> None:

@@ -219,7 +219,7 @@ def couple(
     if any(feedback.coupled for _, _, feedback in found):
         raise UserError("the model is coupled to an optimizer already")
     groups = [
-        CoupledGroup(weakref.ref(owner), index, _decay(owner, group, forgetting), forgetting)
+        CoupledGroup(weakref.ref(owner), index, group["params"], _decay(owner, group, forgetting), forgetting)
         for owner in optimizers
         for index, group in enumerate(owner.param_groups)
     ]
@@ -264,4 +264,4 @@ def _collapse(weight: Tensor, feedback: FeedbackWeight, optimizers: list[Optimiz
     plastic = set(feedback.parameters())
     feedback.collapse(weight)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["params"] = [parameter for parameter in group["params"] if parameter not in plastic]
+        group["params"][:] = [parameter for parameter in group["params"] if parameter not in plastic]

@@ -142,6 +142,22 @@ def test_with_a_momentum_that_begins_anew_s_begins_so_too(change):
     assert relative_error(finals[1], finals[0]) < 1e-12
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_group_is_known_wherever_it_is_in_the_optimizer(loaded):
+    model = convert(mlp(), "pfa")
+    groups = [
+        {"params": layer.parameters(), "weight_decay": decay}
+        for layer, decay in ((model[0], 0.1), (model[2], 1))
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.05)
+    couple(model, optimizer)
+    optimizer.param_groups.reverse()
+    if loaded:
+        optimizer.load_state_dict(optimizer.state_dict())
+    steps(model, optimizer, 1)
+    assert (s_of(model), feedback_of(model[2]).forgetting[0].item()) == pytest.approx((0.995, 0.95))
+
+
 class Centred(torch.optim.AdamW):
     """An optimizer whose step calls that of its base."""
 
