@@ -31,14 +31,17 @@ class Coupled:
     @property
     def forgotten(self) -> bool:
         """Whether `K` has been dropped."""
-        assert isinstance(self.feedback.pathway, Collapsed)
-        return self.feedback.pathway.forgotten
+        return self._pathway.forgotten
 
     @property
     def takes_product(self) -> bool:
         """Whether `F` takes a product of weights."""
+        return self._pathway.takes_product(self.feedback.named_state())
+
+    @property
+    def _pathway(self) -> Collapsed[Any]:
         assert isinstance(self.feedback.pathway, Collapsed)
-        return self.feedback.pathway.takes_product(self.feedback.named_state())
+        return self.feedback.pathway
 
     @torch.no_grad()
     def start_is_small(self) -> bool:
@@ -53,8 +56,8 @@ class CoupledGroup:
     """A parameter group of an optimizer, how it lets its weights decay, and those of them that are coupled.
 
     `owner` refers to the optimizer, whose hooks hold this; `index` and the list `params` tell which of its
-    groups it is. `collapsed` are in closed form; of the `literal`
-    ones the plastic tensor is a Parameter. `forgetting` is as in `couple`.
+    groups it is. `collapsed` are in closed form; of the `literal` ones the plastic tensor is a Parameter.
+    `forgetting` is as in `couple`.
     """
 
     owner: weakref.ref[Optimizer]

@@ -114,7 +114,7 @@ class Coupling:
             raise UserError("the handle was removed: it follows no optimizer, and cannot keep F")
         self._keeping += 1
         try:
-            with kept(coupled for group in self._groups for coupled in group.collapsed):
+            with kept(self._collapsed()):
                 yield
         finally:
             self._keeping -= 1
@@ -128,8 +128,14 @@ class Coupling:
 
     def forget_all(self) -> None:
         """Drop every `K` now, as happens by itself once it has decayed; for measuring what then remains."""
-        for coupled in (coupled for group in self._groups for coupled in group.collapsed):
+        for coupled in self._collapsed():
             coupled.feedback.forget()
+
+    def _collapsed(self) -> Iterable[Coupled]:
+        return (coupled for group in self._groups for coupled in group.collapsed)
+
+    def _groups_of(self, optimizer: Optimizer) -> Iterable[CoupledGroup]:
+        return (group for group in self._groups if group.owner() is optimizer)
 
     def _members(self) -> Iterable[tuple[Coupled, CoupledGroup]]:
         return ((coupled, group) for group in self._groups for coupled in (*group.collapsed, *group.literal))
@@ -138,18 +144,16 @@ class Coupling:
         if self._keeping:
             raise UserError("a step while feedback weights are kept: it comes after `with handle.kept()`")
         self._begun.add(id(optimizer))
-        for group in self._groups:
-            if group.owner() is optimizer:
-                group.begin()
+        for group in self._groups_of(optimizer):
+            group.begin()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if id(optimizer) not in self._begun:
             return
         self._begun.remove(id(optimizer))
-        for group in self._groups:
-            if group.owner() is optimizer:
-                group.advance()
-                group.forget_literally()
+        for group in self._groups_of(optimizer):
+            group.advance()
+            group.forget_literally()
         recording = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         if optimizer is self._first() and not recording:
             self.count_step()

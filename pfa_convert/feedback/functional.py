@@ -27,7 +27,7 @@ def linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, *, feedback: AnyFeedback | None
 ) -> Tensor:
     """Return `functional.linear(input, weight, bias)`; the error goes back through `feedback`."""
-    return _apply(_LINEAR, feedback, input, weight, bias)
+    return apply_operation(_LINEAR, feedback, input, weight, bias)
 
 
 def convolution(
@@ -51,7 +51,7 @@ def convolution(
     if isinstance(padding, str):
         input, padding = _named_padding(input, padding, tuple(weight.shape[2:]), dilation)
     operation = Convolution(stride, _each(padding, dimensions), dilation, groups)
-    return _apply(operation, feedback, input, weight, bias)
+    return apply_operation(operation, feedback, input, weight, bias)
 
 
 def transposed_convolution(
@@ -76,7 +76,7 @@ def transposed_convolution(
         transposed=True,
         output_padding=_each(output_padding, dimensions),
     )
-    return _apply(operation, feedback, input, weight, bias)
+    return apply_operation(operation, feedback, input, weight, bias)
 
 
 FEEDBACK_CALLS: dict[Callable[..., Any], Callable[..., Tensor]] = {
@@ -91,10 +91,10 @@ FEEDBACK_CALLS: dict[Callable[..., Any], Callable[..., Tensor]] = {
 """For each of PyTorch's calls that apply a weight, the one with a feedback weight."""
 
 
-def _apply(
+def apply_operation(
     operation: Operation, feedback: AnyFeedback | None, x: Tensor, W: Tensor, b: Tensor | None
 ) -> Tensor:
-    """Return `operation(x, W, b)`; without a feedback weight, that is all."""
+    """Return `operation(x, W, b)`; the error goes back through `feedback`, if there is one."""
     if feedback is None:
         return operation(x, W, b)
     pathway, state = feedback.way()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pfa_convert.feedback.calls import replaced, tensors_of
 from pfa_convert.feedback.follow import FollowWeights
-from pfa_convert.feedback.functional import FEEDBACK_CALLS
+from pfa_convert.feedback.functional import FEEDBACK_CALLS, apply_operation
 from pfa_convert.feedback.given import GivenFeedback
 from pfa_convert.feedback.graft import graft
 from pfa_convert.feedback.learned import Learned, Operand
@@ -130,8 +130,7 @@ class Redirect(FollowWeights):
         fits = isinstance(learned, RawWeight) and learned.state.pathway.layout.is_matrix(left)
         W, feedback = self._operand(learned, fits)
         operation = MatrixProduct(torch.matmul if reverse else function, left)
-        pathway, state = feedback.way()
-        return apply_feedback(operation, pathway, operands[1 - index], W, bias, state)
+        return apply_operation(operation, feedback, operands[1 - index], W, bias)
 
     def _operand(self, learned: Learned, fits: bool) -> tuple[Tensor, FeedbackWeight | GivenFeedback]:
         """Return a weight as it is applied, and its feedback: its own state where that `fits` the product."""
