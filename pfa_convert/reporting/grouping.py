@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pfa_convert.recipe_files import packaged_recipes
-from pfa_convert.training.run_folder import flat
+from pfa_convert.training.run_folder import ROUNDING, flat
 
-ASIDE = ("name", "experiment", "variant", "expect", "data.root", "data.workers", "train.seeds")
+ASIDE = ("name", "experiment", "variant", "expect", "data.root", "data.workers", "train.seeds", *ROUNDING)
 """What two recipes may differ in, and their runs still be of one kind."""
 
 

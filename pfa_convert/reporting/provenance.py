@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 
 from pfa_convert.reporting.results import Run
-from pfa_convert.training.environment import installed_version
+from pfa_convert.training.environment import installed_version, parts
 
 VERSIONS = {
     "pfa_convert": "pfa-convert",
@@ -21,7 +21,8 @@ VERSIONS = {
 
 def provenance(runs: Iterable[Run], command: str = "") -> list[tuple[str, str]]:
     """Return headings and texts; of the runs, only what they recorded."""
-    environments = [run.environment for run in runs]
+    begun = [run.environment for run in runs]
+    environments = [part for environment in begun for part in parts(environment)]
 
     def recorded(key: str, name: str = "") -> str:
         values = dict.fromkeys(str(found[key]) for found in environments if found.get(key) is not None)
@@ -37,7 +38,7 @@ def provenance(runs: Iterable[Run], command: str = "") -> list[tuple[str, str]]:
     told = {
         "report": command,
         "written": f"{datetime.now(timezone.utc):%Y-%m-%d} by pfa-convert {installed_version('pfa-convert')}",
-        "runs": f"{len(environments)}, {span}" if span else str(len(environments)),
+        "runs": f"{len(begun)}, {span}" if span else str(len(begun)),
         "first run's command": commands[0] + more if commands else "",
         "versions": versions,
         "device": f"{device} ({processor})" if processor and processor != device else device,

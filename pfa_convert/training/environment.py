@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,6 +45,20 @@ def environment(seed: int, data: Path | None, device: torch.device) -> dict[str,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def continued(told: Mapping[str, Any], now: Mapping[str, Any], epoch: int) -> dict[str, Any]:
+    """Return a run's environment with how it went on after this epoch: when, by what command, what is new."""
+    before = {key: value for part in parts(told) for key, value in part.items()}
+    always = ("date", "command")
+    new = {key: value for key, value in now.items() if key in always or before.get(key) != value}
+    new.pop("format", None)
+    return {**told, "continued": [*told.get("continued", []), {"after_epoch": epoch, **new}]}
+
+
+def parts(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the environment that a run was begun in, then what was new each time that it went on."""
+    return [told, *told.get("continued", [])]
 
 
 def command_line() -> str:

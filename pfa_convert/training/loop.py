@@ -96,6 +96,7 @@ def train(
             return folder.read_result()
         continuing = resuming and folder.last.exists()
         processes.wait()
+        surroundings = environment(seed, data.folder, processes.device)
         if continuing:
             load_checkpoint(session, folder.last)
             if said := notice(folder.read_environment()):
@@ -103,9 +104,8 @@ def train(
             done = session.progress.epoch
             if (logged := sum(1 <= record.epoch <= done for record in folder.records())) < done:
                 watcher.note(f"{folder.log} has {logged} of the {done} epochs that are done")
-            processes.by_main(lambda: folder.extend(recipe))
+            processes.by_main(lambda: folder.go_on(recipe, surroundings, done))
         else:
-            surroundings = environment(seed, data.folder, processes.device)
             processes.by_main(lambda: folder.start(recipe, surroundings))
             save_checkpoint(session, folder.last)
         if recipe.train.compile and not session.compiled:

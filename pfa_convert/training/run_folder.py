@@ -17,11 +17,14 @@ from pfa_convert.files import write_text
 from pfa_convert.recipe import Recipe, parse_recipe
 from pfa_convert.recipe_text import read_mapping
 from pfa_convert.training.earlier import as_of_now, refuse_other_images
+from pfa_convert.training.environment import continued
 from pfa_convert.training.record import EpochRecord, RunResult
 
+ROUNDING = ("train.cuda_graph", "train.compile", "train.channels_last")
+"""What of a recipe changes how its steps are computed and not what: the rounding of the last bits."""
 CHANGEABLE = (
-    *("train.epochs", "train.seeds", "train.cuda_graph", "data.root", "data.workers"),
-    *("expect", "experiment", "variant"),
+    *("train.epochs", "train.seeds", "data.root", "data.workers"),
+    *("expect", "experiment", "variant", *ROUNDING),
 )
 """What of a recipe may be another when a run goes on: it does not change what was done so far."""
 
@@ -86,6 +89,7 @@ class RunFolder:
         with damage_named(self.environment):
             content: dict[str, Any] = json.loads(self.environment.read_text())
             int(content["seed"])
+            all(dict(part) for part in content.get("continued", []))
         return content
 
     def read_result(self) -> RunResult:
@@ -155,8 +159,10 @@ class RunFolder:
         if recipe.train.epochs < completed:
             raise UserError(f"cannot be made shorter: {change}, {completed} are done", where=str(self.path))
 
-    def extend(self, recipe: Recipe) -> None:
-        """Describe a run that goes on by a recipe with other epochs; the result, if there is one, goes."""
+    def go_on(self, recipe: Recipe, environment: Mapping[str, Any], epoch: int) -> None:
+        """Describe a run that goes on after this epoch; if by another recipe, a result that is there goes."""
+        told = continued(self.read_environment(), environment, epoch)
+        write_text(self.environment, json.dumps(told, indent=1))
         if self.read_recipe() != recipe:
             self.result.unlink(missing_ok=True)
             write_text(self.recipe, yaml.safe_dump(recipe.to_dict(), sort_keys=False))

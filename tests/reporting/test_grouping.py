@@ -120,3 +120,11 @@ def test_what_differs_is_named_as_shortly_as_possible():
         "epochs=9, a.lr=1, b.lr=3",
     ]
     assert differences([{"a": 1}]) == [""] and differences([{"a": 1}, {}]) == ["a=1", "no a"]
+
+
+def test_runs_that_differ_in_the_rounding_of_their_last_bits_are_seeds_of_one_recipe(tmp_path):
+    write_run(tmp_path / "a", "digits-mlp-pfa", 0, 95.0)
+    write_run(tmp_path / "b", "digits-mlp-pfa", 1, 97.0, settings=["train.compile=true"])
+    write_run(tmp_path / "c", "digits-mlp-pfa", 2, 90.0, settings=["train.precision=bf16"])
+    table = {row.seeds: row.mean for row in rows(read_runs([tmp_path])["digits-mlp"])}
+    assert table == {2: 96.0, 1: 90.0}

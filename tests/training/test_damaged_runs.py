@@ -71,7 +71,7 @@ def test_a_run_that_has_lost_its_checkpoint_does_not_begin_anew_unasked(folder):
     assert content(folder) == before
 
 
-DAMAGE = ["{", "[]", '{"a": 1}', "\x00\x01", "null"]
+DAMAGE = ["{", "[]", '{"a": 1}', '{"seed": 0, "continued": [3]}', "\x00\x01", "null"]
 
 
 @pytest.mark.parametrize("file", ["environment.json", "result.json", "recipe.yaml"])

@@ -16,6 +16,8 @@ from runs import ENVIRONMENT, call, command, same_bytes
 from pfa_convert import UserError, convert, load_recipe, save, train
 from pfa_convert.models import build
 from pfa_convert.reporting.console import alignment_line
+from pfa_convert.reporting.provenance import provenance
+from pfa_convert.reporting.reading import read_run
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.training.threads import suitable_threads
 
@@ -83,6 +85,31 @@ def test_a_schedule_that_depends_on_the_length_cannot_be_extended(tmp_path):
     train(recipe(cosine), output=tmp_path)
     with pytest.raises(UserError, match="the cosine lr_schedule of its epochs depends on it"):
         train(recipe(cosine, "train.epochs=4"), output=tmp_path, resume=True)
+
+
+def test_a_run_begun_on_one_machine_ends_on_another_and_says_so(tmp_path):
+    long = ["train.epochs=3", "train.lr_schedule={name: constant}"]
+    train(recipe(*long, "train.epochs=1", "train.compile=false"), output=tmp_path / "run", threads=2)
+    file = tmp_path / "run" / "environment.json"
+    begun = json.loads(file.read_text()) | {"device": "NVIDIA Something", "date": "2020-01-01"}
+    file.write_text(json.dumps(begun))
+    settings = [*long, "train.compile=true", "train.channels_last=true"]
+    for epochs in (2, 3):
+        train(recipe(*settings, f"train.epochs={epochs}"), output=tmp_path / "run", resume=True, threads=1)
+    whole = train(recipe(*long), output=tmp_path / "whole")
+
+    told = json.loads(file.read_text())
+    second, third = told.pop("continued")
+    assert told == begun
+    assert (second["after_epoch"], second["device"], second["threads"]) == (1, "cpu", 1)
+    assert set(second) == {"after_epoch", "date", "command", "device", "threads"}
+    assert third["after_epoch"] == 2 and set(third) == {"after_epoch", "date", "command"}
+    run = read_run(RunFolder(tmp_path / "run"))
+    assert run.records[-1].train_loss == pytest.approx(RunFolder(tmp_path / "whole").records()[-1].train_loss)
+    assert run.accuracies[-1] == pytest.approx(whole.final_top1, abs=0.5)
+    headings = dict(provenance([run]))
+    assert headings["device"].startswith("NVIDIA Something, cpu") and headings["threads"] == "2, 1"
+    assert headings["runs"] == f"1, 2020-01-01 to {third['date'][:10]}"
 
 
 def test_files_are_readable_by_whom_the_umask_says(tmp_path):
