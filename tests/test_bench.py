@@ -50,6 +50,16 @@ def test_the_floor_counts_the_products_of_the_formula():
     assert bp.flop_ratio == 1 and explicit.flop_ratio > 5
 
 
+def test_the_floor_counts_attention(monkeypatch):
+    def count(fused):
+        monkeypatch.setattr("timm.layers.attention.use_fused_attn", lambda: fused)
+        return Candidate(Settings("timm/vit_tiny_patch16_224"), Variant("bp"), (2, 3, 224, 224)).flops()
+
+    # Fused attention does not keep `q k^T` and multiplies once more in its backward pass: two operations for
+    # each of 64 channels, in 12 blocks, for 2 images, 3 heads, 197 queries and as many keys.
+    assert count(fused=True) == count(fused=False) + 2 * 64 * 12 * 2 * 3 * 197 * 197
+
+
 def test_memory_counts_weights_gradients_momentum_and_activations():
     candidate = Candidate(Settings("paper/mlp", batch_size=64), Variant("bp"), (64, 1, 28, 28))
     candidate.step()
