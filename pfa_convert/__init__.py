@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pfa_convert.feedback.decay import register_decay
     from pfa_convert.feedback.layers import LAYERS
     from pfa_convert.feedback.pathway import Pathway
-    from pfa_convert.feedback.weight import feedback_phase
+    from pfa_convert.feedback.phase import feedback_phase
     from pfa_convert.graph.report import ConversionReport
     from pfa_convert.inspection import SiteInspection, inspect
     from pfa_convert.models import build
@@ -75,7 +75,7 @@ _MODULES = {
     "feedback.decay": ("register_decay",),
     "feedback.layers": ("LAYERS",),
     "feedback.pathway": ("Pathway",),
-    "feedback.weight": ("feedback_phase",),
+    "feedback.phase": ("feedback_phase",),
     "graph.report": ("ConversionReport",),
     "inspection": ("SiteInspection", "inspect"),
     "models": ("build",),

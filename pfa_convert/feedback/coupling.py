@@ -17,10 +17,11 @@ from pfa_convert.feedback.collapsed import Collapsed
 from pfa_convert.feedback.coupled import Coupled, CoupledGroup
 from pfa_convert.feedback.coupling_check import group_of_each, refuse_incomplete, refuse_wrapper
 from pfa_convert.feedback.decay import Decay, decay_of
+from pfa_convert.feedback.finding import feedback_weights
 from pfa_convert.feedback.kept import kept
 from pfa_convert.feedback.plastic import PlasticPathway
 from pfa_convert.feedback.strategy import Choice, Strategy
-from pfa_convert.feedback.weight import FeedbackWeight, feedback_weights
+from pfa_convert.feedback.weight import FeedbackWeight
 
 CHECK_INTERVAL = 100
 """Steps between two looks at whether `K` is forgotten, which cost a synchronisation."""

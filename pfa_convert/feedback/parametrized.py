@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from pfa_convert.feedback.finding import raw_name
 from pfa_convert.feedback.redirect import GivenFeedback, tap
-from pfa_convert.feedback.weight import FeedbackWeight, raw_name
+from pfa_convert.feedback.weight import FeedbackWeight
 
 
 def is_computed(layer: nn.Module, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -195,66 +195,3 @@ def whole(W: Tensor) -> Tensor:
     """Return a weight, gathered from all processes if it is sharded among them (FSDP2); all must call."""
     gather = getattr(W, "full_tensor", None)
     return W if gather is None else gather()
-
-
-def feedback_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, FeedbackWeight]]:
-    """Yield name, weight and feedback state of each weight that has one, once for a shared one."""
-    seen: set[nn.Module] = set()
-    for holder_name, holder in model.named_modules():
-        for child in holder.children():
-            if not isinstance(child, FeedbackWeight) or child in seen:
-                continue
-            parameter = present_parameter(holder, child)
-            if parameter is not None:
-                seen.add(child)
-                path = f"{holder_name}.{parameter}" if holder_name else parameter
-                yield path, holder.get_parameter(parameter), child
-
-
-def present_parameter(holder: nn.Module, feedback: FeedbackWeight) -> str | None:
-    """Return the path, from the module that holds it, of the Parameter that a feedback state belongs to now.
-
-    It is another one where the weight was parametrized, or is no longer, since the conversion; None where a
-    hook computes the weight from others.
-    """
-    known = feedback.parameter_name.split(".")
-    name = known[1] if known[0] == "parametrizations" else known[0]
-    if holder._parameters.get(name) is not None:
-        return name
-    chains = holder._modules.get("parametrizations")
-    chain = None if chains is None else chains._modules.get(name)
-    raw = None if chain is None else raw_name(chain, feedback.pathway.layout.shape)
-    return raw and f"parametrizations.{name}.{raw}"
-
-
-def raw_name(chain: nn.Module, shape: Sequence[int]) -> str | None:
-    """Return which original of a parametrization has the shape of the weight; of several, the last."""
-    fitting = [n for n, p in chain._parameters.items() if p is not None and p.shape == tuple(shape)]
-    return fitting[-1] if fitting else None
-
-
-def learning_between_steps(model: nn.Module) -> list[tuple[nn.Parameter, FeedbackWeight]]:
-    """Return the weights whose feedback weight learns in phases, with their feedback state."""
-    return [
-        (weight, feedback)
-        for _, weight, feedback in feedback_weights(model)
-        if type(feedback.pathway).phase is not Pathway.phase
-    ]
-
-
-@torch.no_grad()
-def feedback_phase(model: nn.Module) -> None:
-    """Run one learning phase for the rules that learn between steps: `wm` and `ia` from noise, `sa` from `W`.
-
-    Call it after `optimizer.step()`, as often as the rule needs; sites of other rules are left alone.
-
-    Raises:
-        UserError: if the model has no such feedback weight.
-    """
-    learning = learning_between_steps(model)
-    if not learning:
-        raise UserError(
-            "no feedback weight of this model learns between the steps: no rule of it has a phase"
-        )
-    for weight, feedback in learning:
-        feedback.pathway.phase(weight, feedback.named_state())

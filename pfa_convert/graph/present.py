@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from torch import nn
 
+from pfa_convert.feedback.finding import present_parameter
 from pfa_convert.feedback.layers import layer_of
 from pfa_convert.feedback.strategy import Strategy
-from pfa_convert.feedback.weight import FeedbackWeight, present_parameter
+from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.graph.report import ConversionReport, SiteReport
 from pfa_convert.graph.sites import (
     OtherUse,

@@ -14,8 +14,8 @@ from pfa_convert.alignment import report_of
 from pfa_convert.comparison import forward_difference
 from pfa_convert.convert import convert, revert
 from pfa_convert.errors import UserError
+from pfa_convert.feedback.finding import feedback_weights
 from pfa_convert.feedback.layers import Layer, layer_of
-from pfa_convert.feedback.weight import feedback_weights
 from pfa_convert.testing.literal import EXACT, relative_error
 
 Reference = Callable[..., Any]

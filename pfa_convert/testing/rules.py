@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pfa_convert.convert import convert
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.weight import FeedbackWeight, feedback_weights
+from pfa_convert.feedback.finding import feedback_weights
+from pfa_convert.feedback.weight import FeedbackWeight
 from pfa_convert.testing.cases import Case, cases, problem
 from pfa_convert.testing.literal import EXACT, gradients, literal, relative_error
 

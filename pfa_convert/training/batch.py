@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pfa_convert.data.base import batch_starts
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.weight import feedback_phase
+from pfa_convert.feedback.phase import feedback_phase
 from pfa_convert.seeds import derived_seed
 from pfa_convert.training.evaluation import at_least_float32, autocast, to_device_format
 from pfa_convert.training.session import Session

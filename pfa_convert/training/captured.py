@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pfa_convert.errors import UserError
-from pfa_convert.feedback.weight import feedback_weights
+from pfa_convert.feedback.finding import feedback_weights
 from pfa_convert.training.batch import Batch, train_batch
 from pfa_convert.training.session import Session
 

@@ -16,7 +16,7 @@ from pfa_convert.data import Data
 from pfa_convert.data.base import Shard, Split, batch_starts
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.coupling import couple
-from pfa_convert.feedback.weight import learning_between_steps
+from pfa_convert.feedback.phase import learning_between_steps
 from pfa_convert.recipe import Recipe
 from pfa_convert.training.averaging import WeightAverage
 from pfa_convert.training.distributed import Processes

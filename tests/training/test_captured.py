@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfa_convert import UserError, convert, couple, load_recipe, train
 from pfa_convert.feedback.coupling import CHECK_INTERVAL
-from pfa_convert.feedback.weight import feedback_weights
+from pfa_convert.feedback.finding import feedback_weights
 from pfa_convert.rules import RULES
 from pfa_convert.training.batch import batches, train_batch
 from pfa_convert.training.captured import CapturedStep

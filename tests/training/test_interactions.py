@@ -12,7 +12,7 @@ from runs import ENVIRONMENT, TORCHRUN, call, run_in_two_processes
 
 from pfa_convert import UserError, load_recipe, train
 from pfa_convert.data.base import Shard
-from pfa_convert.feedback.weight import feedback_weights
+from pfa_convert.feedback.finding import feedback_weights
 from pfa_convert.training import loop
 from pfa_convert.training.batch import batches, clip
 from pfa_convert.training.checkpoint import load_model

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pfa_convert import UserError, load_recipe, train
 from pfa_convert.data import load_data
 from pfa_convert.data.base import DeviceSplit, Normalisation, Shard
-from pfa_convert.feedback.weight import feedback_weights
+from pfa_convert.feedback.finding import feedback_weights
 from pfa_convert.recipe import ScheduleSection
 from pfa_convert.reporting.run_progress import ProgressWatcher
 from pfa_convert.rules import RULES
