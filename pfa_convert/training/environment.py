@@ -51,9 +51,9 @@ def continued(told: Mapping[str, Any], now: Mapping[str, Any], epoch: int) -> di
     """Return a run's environment with how it went on after this epoch: when, by what command, what is new."""
     before = {key: value for part in parts(told) for key, value in part.items()}
     always = ("date", "command")
-    new = {key: value for key, value in now.items() if key in always or before.get(key) != value}
-    new.pop("format", None)
-    return {**told, "continued": [*told.get("continued", []), {"after_epoch": epoch, **new}]}
+    changed = {key for key in now if before.get(key) != now[key]} - {"format"}  # the folder's own stays
+    new = {key: value for key, value in now.items() if key in always or key in changed}
+    return {**told, "continued": [*parts(told)[1:], {"after_epoch": epoch, **new}]}
 
 
 def parts(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from pfa_convert.files import write_text
 from pfa_convert.recipe import Recipe, parse_recipe
 from pfa_convert.recipe_text import read_mapping
 from pfa_convert.training.earlier import as_of_now, refuse_other_images
-from pfa_convert.training.environment import continued
+from pfa_convert.training.environment import continued, parts
 from pfa_convert.training.record import EpochRecord, RunResult
 
 ROUNDING = ("train.cuda_graph", "train.compile", "train.channels_last")
@@ -89,7 +89,8 @@ class RunFolder:
         with damage_named(self.environment):
             content: dict[str, Any] = json.loads(self.environment.read_text())
             int(content["seed"])
-            all(dict(part) for part in content.get("continued", []))
+            for part in parts(content):
+                dict(part)
         return content
 
     def read_result(self) -> RunResult:
