@@ -139,6 +139,13 @@ def test_a_full_disk_ends_the_run_clearly_and_loses_nothing(small_disk, tmp_path
     assert same_bytes(small_disk / "run" / "last.safetensors", tmp_path / "whole" / "last.safetensors")
 
 
+def test_too_little_memory_is_one_line(tmp_path):
+    wide = "model.hidden=[4000000, 4000000]"  # 64 TB of weights
+    ended = call("train", "digits-mlp-pfa", "--set", wide, "--output", tmp_path / "run")
+    assert ended.code == 2 and ended.errors.count("\n") == 1
+    assert ended.errors.startswith("pfa-convert: not enough memory: ")
+
+
 def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("kept")
     refused = call("train", "digits-mlp-pfa", "--output", tmp_path / "file" / "run")

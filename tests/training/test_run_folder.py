@@ -19,6 +19,7 @@ from pfa_convert.reporting.console import alignment_line
 from pfa_convert.reporting.provenance import provenance
 from pfa_convert.reporting.reading import read_run
 from pfa_convert.training.run_folder import RunFolder
+from pfa_convert.training.stopping import StopRequest
 from pfa_convert.training.threads import suitable_threads
 
 SMALL = ["model.hidden=[32]"]
@@ -147,6 +148,18 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, words):
     train(long, output=folder.path, resume=True)
     train(long, output=tmp_path / "whole")
     assert same_bytes(folder.last, tmp_path / "whole" / "last.safetensors")
+
+
+def test_a_second_interrupt_does_not_wait():
+    with StopRequest() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.made and request.by == "SIGTERM"
+    with StopRequest() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.made and request.by == "Ctrl-C"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_threads_are_chosen_by_the_size_of_the_work(tmp_path):
