@@ -1,9 +1,10 @@
-"""What is done after a step to the coupled weights of one parameter group: their feedback forgets."""
+"""What is done after a step to the coupled weights of one optimizer: their feedback forgets."""
 
 from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed, S
-from pfa_convert.feedback.decay import Decay
+from pfa_convert.feedback.decay import Decay, Group, decay_of
 from pfa_convert.feedback.plastic import PlasticPathway
 from pfa_convert.feedback.weight import FeedbackWeight
 
@@ -52,18 +53,15 @@ class Coupled:
 
 
 @dataclass(frozen=True)
-class CoupledGroup:
-    """A parameter group of an optimizer, how it lets its weights decay, and those of them that are coupled.
+class CoupledOptimizer:
+    """An optimizer, and those of its weights that are coupled.
 
-    `owner` refers to the optimizer, whose hooks hold this; `index` and the list `params` tell which of its
-    groups it is. `collapsed` are in closed form; of the `literal` ones the plastic tensor is a Parameter.
-    `forgetting` is as in `couple`.
+    `owner` refers to the optimizer, whose hooks hold this. `collapsed` are in closed form; of the `literal`
+    ones the plastic tensor is a Parameter. `forgetting` is as in `couple`. A weight forgets by the parameter
+    group that has it now: groups may be rebuilt, merged or deleted between the steps.
     """
 
     owner: weakref.ref[Optimizer]
-    index: int
-    params: list[Tensor]
-    decay: Decay
     forgetting: float | None = None
     collapsed: list[Coupled] = field(default_factory=list)
     literal: list[Coupled] = field(default_factory=list)
@@ -76,33 +74,38 @@ class CoupledGroup:
             raise UserError("the optimizer that the model was coupled to is gone: couple with another one")
         return found
 
-    @property
-    def present(self) -> dict[str, Any]:
-        """The group as the optimizer has it now: a loaded state makes new groups of the same lists."""
-        groups = self.optimizer.param_groups
-        found = next((group for group in groups if group["params"] is self.params), None)
-        return groups[self.index] if found is None else found
+    def group_of_each(self) -> dict[Tensor, dict[str, Any]]:
+        """Return the present group of each parameter."""
+        return {parameter: group for group in self.optimizer.param_groups for parameter in group["params"]}
+
+    def decay(self, group: Group) -> Decay:
+        """Return how the weights of one of the optimizer's groups decay, with the forgetting beside it."""
+        decay = decay_of(self.optimizer, group)
+        return decay if self.forgetting is None else decay.with_forgetting(self.forgetting)
 
     @torch.no_grad()
     def begin(self) -> None:
         """Before a step: let `s` start anew with a momentum that the optimizer has not begun either."""
-        if self.decay.carries(self.present):
-            for weight, feedback in ((c.weight, c.feedback) for c in self.collapsed):
-                if not self.optimizer.state.get(weight):
-                    feedback.get_buffer("forgetting")[S + 1 :].zero_()
+        for group, members in self._by_group(self.collapsed):
+            if self.decay(group).carries(group):
+                for coupled in members:
+                    if not self.optimizer.state.get(coupled.weight):
+                        coupled.feedback.get_buffer("forgetting")[S + 1 :].zero_()
 
     @torch.no_grad()
     def advance(self) -> None:
         """Make the optimizer's step on `s`, for the weights that have a gradient."""
-        learned = [c.feedback.get_buffer("forgetting") for c in self.collapsed if c.weight.grad is not None]
-        for device in dict.fromkeys(forgetting.device for forgetting in learned):
-            moved = [forgetting for forgetting in learned if forgetting.device == device]
-            old = torch.stack(moved)
-            new = self.decay.advance(old, self.present)
-            skipped = self._skipped(device)
-            if skipped is not None:
-                new = torch.where(skipped, old, new)
-            torch._foreach_copy_(moved, list(new.unbind(0)))
+        for group, members in self._by_group(self.collapsed):
+            decay = self.decay(group)
+            learned = [c.feedback.get_buffer("forgetting") for c in members if c.weight.grad is not None]
+            for device in dict.fromkeys(forgetting.device for forgetting in learned):
+                moved = [forgetting for forgetting in learned if forgetting.device == device]
+                old = torch.stack(moved)
+                new = decay.advance(old, group)
+                skipped = self._skipped(device)
+                if skipped is not None:
+                    new = torch.where(skipped, old, new)
+                torch._foreach_copy_(moved, list(new.unbind(0)))
 
     @torch.no_grad()
     def forget_literally(self) -> None:
@@ -119,22 +122,36 @@ class CoupledGroup:
                 share = share * ~skipped
             P.lerp_(pathway.masked_change(weight.detach().to(P.dtype), feedback.named_state()), share)
 
+    def _by_group(self, members: Iterable[Coupled]) -> Iterable[tuple[Group, list[Coupled]]]:
+        """Return the present groups with those of the members that they have."""
+        group_of = self.group_of_each()
+        found: dict[int, tuple[Group, list[Coupled]]] = {}
+        for coupled in members:
+            if (group := group_of.get(coupled.weight)) is not None:
+                found.setdefault(id(group), (group, []))[1].append(coupled)
+        return found.values()
+
     def _skipped(self, device: torch.device) -> Tensor | None:
         """Return whether a GradScaler had the step skipped; None where there is none."""
         found_inf: Tensor | None = getattr(self.optimizer, "found_inf", None)
         return None if found_inf is None else found_inf.to(device) > 0
 
     @torch.no_grad()
-    def outlook(self, forgetting: Tensor) -> tuple[str, str]:
-        """Return `s` and the steps until it is 1 % at the group's present rates, as text.
+    def outlook(self, coupled: Coupled) -> tuple[str, str]:
+        """Return `s` and the steps until it is 1 % at the present rates of the weight's group, as text.
 
         The rate is that of a step after `SETTLED` further ones, when a momentum has found its speed.
         """
+        forgetting = coupled.feedback.get_buffer("forgetting")
         s, ahead = float(forgetting[S]), forgetting.clone().unsqueeze(0)
         if s <= LITTLE:
             return f"{s:.1%}", "0"
+        group = self.group_of_each().get(coupled.weight)
+        if group is None:
+            return f"{s:.1%}", "never"
+        decay = self.decay(group)
         for step in range(1, SETTLED + 1):
-            before, ahead = float(ahead[0, S]), self.decay.advance(ahead, self.present)
+            before, ahead = float(ahead[0, S]), decay.advance(ahead, group)
             if (after := float(ahead[0, S])) <= LITTLE:
                 return f"{s:.1%}", str(step)
         if not 0 < after < before:

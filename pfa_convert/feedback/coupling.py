@@ -14,9 +14,8 @@ from torch.optim import Optimizer
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed
-from pfa_convert.feedback.coupled import Coupled, CoupledGroup
-from pfa_convert.feedback.coupling_check import group_of_each, refuse_incomplete, refuse_wrapper
-from pfa_convert.feedback.decay import Decay, decay_of
+from pfa_convert.feedback.coupled import Coupled, CoupledOptimizer
+from pfa_convert.feedback.coupling_check import owner_of_each, refuse_incomplete, refuse_wrapper
 from pfa_convert.feedback.finding import feedback_weights
 from pfa_convert.feedback.kept import kept
 from pfa_convert.feedback.plastic import PlasticPathway
@@ -36,29 +35,24 @@ class Coupling:
     """
 
     def __init__(
-        self,
-        weights: dict[str, Tensor],
-        choices: dict[str, Choice],
-        groups: list[CoupledGroup],
-        optimizers: list[Optimizer],
+        self, weights: dict[str, Tensor], choices: dict[str, Choice], followed: list[CoupledOptimizer]
     ) -> None:
         self.choices = choices
         self._weights = weights
         self.steps = 0
-        self._groups = groups
-        self._first = weakref.ref(optimizers[0])
+        self._followed = followed
         self._keeping = 0
         self._begun: set[int] = set()
         self._hooks = [
             hook
-            for optimizer in optimizers
+            for one in followed
             for hook in (
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
+                one.optimizer.register_step_pre_hook(self._before_step),
+                one.optimizer.register_step_post_hook(self._after_step),
             )
         ]
-        for coupled, group in self._members():
-            _tie(coupled.feedback, group.owner)
+        for coupled, owner in self._members():
+            coupled.feedback.optimizer, coupled.feedback.as_drawn = owner.owner, False
 
     @property
     def strategy(self) -> dict[str, str]:
@@ -71,17 +65,15 @@ class Coupling:
         Raises:
             UserError: if the optimizer is gone, which the handle does not hold.
         """
-        left = {
-            id(coupled.weight): (coupled.feedback, group)
-            for group in self._groups
-            for coupled in group.collapsed
+        collapsed = {
+            id(coupled.weight): (coupled, owner) for owner in self._followed for coupled in owner.collapsed
         }
         rows = [("weight", "left", "steps to 1 %", "strategy")]
         for name, weight in self._weights.items():
             s, steps = "", ""
-            if id(weight) in left:
-                feedback, group = left[id(weight)]
-                s, steps = group.outlook(feedback.get_buffer("forgetting"))
+            if id(weight) in collapsed:
+                coupled, owner = collapsed[id(weight)]
+                s, steps = owner.outlook(coupled)
             rows.append((name, s, steps, self.strategy[name]))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         return "\n".join(
@@ -125,38 +117,42 @@ class Coupling:
         while self._hooks:
             self._hooks.pop().remove()
         for coupled, _ in self._members():
-            coupled.feedback.optimizer, coupled.feedback.as_drawn = None, False
+            coupled.feedback.optimizer = None
 
     def forget_all(self) -> None:
         """Drop every `K` now, as happens by itself once it has decayed; for measuring what then remains."""
         for coupled in self._collapsed():
             coupled.feedback.forget()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, with the model's and the optimizer's, follows nothing: hooks are not copied."""
+        return {**self.__dict__, "_hooks": [], "_begun": set(), "_keeping": 0}
+
     def _collapsed(self) -> Iterable[Coupled]:
-        return (coupled for group in self._groups for coupled in group.collapsed)
+        return (coupled for owner in self._followed for coupled in owner.collapsed)
 
-    def _groups_of(self, optimizer: Optimizer) -> Iterable[CoupledGroup]:
-        return (group for group in self._groups if group.owner() is optimizer)
+    def _of(self, optimizer: Optimizer) -> Iterable[CoupledOptimizer]:
+        return (owner for owner in self._followed if owner.owner() is optimizer)
 
-    def _members(self) -> Iterable[tuple[Coupled, CoupledGroup]]:
-        return ((coupled, group) for group in self._groups for coupled in (*group.collapsed, *group.literal))
+    def _members(self) -> Iterable[tuple[Coupled, CoupledOptimizer]]:
+        return ((c, owner) for owner in self._followed for c in (*owner.collapsed, *owner.literal))
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._keeping:
             raise UserError("a step while feedback weights are kept: it comes after `with handle.kept()`")
         self._begun.add(id(optimizer))
-        for group in self._groups_of(optimizer):
-            group.begin()
+        for owner in self._of(optimizer):
+            owner.begin()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if id(optimizer) not in self._begun:
             return
         self._begun.remove(id(optimizer))
-        for group in self._groups_of(optimizer):
-            group.advance()
-            group.forget_literally()
+        for owner in self._of(optimizer):
+            owner.advance()
+            owner.forget_literally()
         recording = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-        if optimizer is self._first() and not recording:
+        if optimizer is self._followed[0].owner() and not recording:
             self.count_step()
 
     def count_step(self) -> None:
@@ -166,8 +162,8 @@ class Coupling:
         """
         self.steps += 1
         if self.steps % CHECK_INTERVAL == 0:
-            for group in self._groups:
-                group.forget_if_small()
+            for owner in self._followed:
+                owner.forget_if_small()
 
 
 def couple(
@@ -223,46 +219,30 @@ def couple(
         raise UserError("nothing to couple: the model has no feedback weights; convert it first")
     if any(feedback.coupled for _, _, feedback in found):
         raise UserError("the model is coupled to an optimizer already")
-    groups = [
-        CoupledGroup(weakref.ref(owner), index, group["params"], _decay(owner, group, forgetting), forgetting)
-        for owner in optimizers
-        for index, group in enumerate(owner.param_groups)
-    ]
-    group_of = group_of_each(groups)
+    followed = [CoupledOptimizer(weakref.ref(one), forgetting) for one in optimizers]
+    owner_of = owner_of_each(followed)
     for name, weight, feedback in found:
-        refuse_incomplete(name, weight, feedback, group_of)
+        refuse_incomplete(name, weight, feedback, owner_of)
     choices: dict[str, Choice] = {}
     for name, weight, feedback in found:
         if collapse and isinstance(feedback.pathway, PlasticPathway):
             _collapse(weight, feedback, optimizers)
-        choices[name] = _follow(weight, feedback, group_of.get(weight))
-    return Coupling({name: weight for name, weight, _ in found}, choices, groups, optimizers)
+        choices[name] = _follow(weight, feedback, owner_of.get(weight))
+    return Coupling({name: weight for name, weight, _ in found}, choices, followed)
 
 
-def _decay(optimizer: Optimizer, group: dict[str, Any], forgetting: float | None) -> Decay:
-    decay = decay_of(optimizer, group)
-    return decay if forgetting is None else decay.with_forgetting(forgetting)
-
-
-def _follow(weight: nn.Parameter, feedback: FeedbackWeight, group: CoupledGroup | None) -> Choice:
-    """Have a weight's feedback follow the group that the weight is in, if it is plastic; say how, and why."""
+def _follow(weight: nn.Parameter, feedback: FeedbackWeight, owner: CoupledOptimizer | None) -> Choice:
+    """Have a weight's feedback follow the optimizer of the weight, if it is plastic; say how, and why."""
     if isinstance(feedback.pathway, Collapsed):
-        if group is None:  # the weight does not learn
+        if owner is None:  # the weight does not learn
             return feedback.choice
-        group.collapsed.append(Coupled(weight, feedback))
-        return replace(feedback.choice, reason=group.decay.reason)
-    if isinstance(feedback.pathway, PlasticPathway) and group is not None:
-        group.literal.append(Coupled(weight, feedback))
+        owner.collapsed.append(Coupled(weight, feedback))
+        return replace(feedback.choice, reason=owner.decay(owner.group_of_each()[weight]).reason)
+    if isinstance(feedback.pathway, PlasticPathway) and owner is not None:
+        owner.literal.append(Coupled(weight, feedback))
     if not feedback.pathway.plastic:
         return Choice(Strategy.FIXED, "the rule has no plastic state")
     return feedback.choice
-
-
-def _tie(feedback: FeedbackWeight, owner: weakref.ref[Optimizer]) -> None:
-    feedback.optimizer = owner
-    if feedback.watch is not None:
-        feedback.watch.remove()
-        feedback.watch = None
 
 
 def _collapse(weight: Tensor, feedback: FeedbackWeight, optimizers: list[Optimizer]) -> None:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed
-from pfa_convert.feedback.coupled import CoupledGroup
+from pfa_convert.feedback.coupled import CoupledOptimizer
 from pfa_convert.feedback.plastic import PlasticPathway
 from pfa_convert.feedback.weight import FeedbackWeight
 
@@ -24,31 +24,31 @@ def refuse_wrapper(optimizer: Any) -> None:
         )
 
 
-def group_of_each(groups: list[CoupledGroup]) -> dict[Any, CoupledGroup]:
-    """Return the group of each parameter; refuse a parameter that is in two."""
-    found: dict[Any, CoupledGroup] = {}
-    for group in groups:
-        for parameter in group.present["params"]:
+def owner_of_each(optimizers: list[CoupledOptimizer]) -> dict[Any, CoupledOptimizer]:
+    """Return the optimizer of each parameter; refuse a parameter that is in two."""
+    found: dict[Any, CoupledOptimizer] = {}
+    for owner in optimizers:
+        for parameter in (p for group in owner.optimizer.param_groups for p in group["params"]):
             if parameter in found:
                 raise UserError(
                     f"optimizer: a parameter of shape {tuple(parameter.shape)} is given to couple twice, in "
-                    f"{type(found[parameter].optimizer).__name__} and {type(group.optimizer).__name__}"
+                    f"{type(found[parameter].optimizer).__name__} and {type(owner.optimizer).__name__}"
                 )
-            found[parameter] = group
+            found[parameter] = owner
     return found
 
 
 def refuse_incomplete(
-    name: str, weight: Tensor, feedback: FeedbackWeight, group_of: dict[Any, CoupledGroup]
+    name: str, weight: Tensor, feedback: FeedbackWeight, owner_of: dict[Any, CoupledOptimizer]
 ) -> None:
     """Refuse a weight that no optimizer has, with its plastic state, or whose optimizer has made steps."""
     for parameter, label in [(weight, name), *((p, f"{name}: {n}") for n, p in feedback.named_parameters())]:
-        if parameter.requires_grad and parameter not in group_of:
+        if parameter.requires_grad and parameter not in owner_of:
             raise UserError(
                 f"the optimizer misses the parameter {label}; give it all of model.parameters() after convert"
             )
     plastic = isinstance(feedback.pathway, (Collapsed, PlasticPathway))
-    state = group_of[weight].optimizer.state.get(weight) if weight in group_of else None
+    state = owner_of[weight].optimizer.state.get(weight) if weight in owner_of else None
     # Adagrad has a state from its birth, of no step.
     if plastic and feedback.as_drawn and state and state.get("step", 1) != 0:
         raise UserError("the optimizer has made steps already; couple before the first one")

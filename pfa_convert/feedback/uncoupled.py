@@ -14,8 +14,8 @@ from pfa_convert.feedback.weight import FeedbackWeight
 class UncoupledWatch:
     """Looks, in each backward pass, whether a weight has moved since the first one; warns once a model.
 
-    Only weights whose feedback state is collapsed are watched, by a hook that `couple` removes; it runs
-    outside of compiled code. The sum of a weight's entries tells that it has moved: version counters miss
+    Only weights whose feedback state is collapsed are watched, by a hook that runs outside of compiled code
+    and does nothing while an optimizer is followed. The sum of a weight's entries tells that it has moved: version counters miss
     the optimizers that are fused.
     """
 
@@ -31,7 +31,10 @@ class UncoupledWatch:
 
         def look(parameter: Tensor) -> None:
             watched = state()
-            if self._warned or watched is None or watched.coupled:
+            if self._warned or watched is None:
+                return
+            if watched.coupled:
+                first.clear()
                 return
             total = parameter.detach().sum()
             if not first:
@@ -41,7 +44,7 @@ class UncoupledWatch:
 
         learns = weight.requires_grad
         weight.requires_grad_(True)  # a frozen weight takes no hook, and may learn later
-        feedback.watch = weight.register_post_accumulate_grad_hook(look)
+        weight.register_post_accumulate_grad_hook(look)
         weight.requires_grad_(learns)
 
     def _warn(self) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.collapsed import Collapsed
@@ -28,7 +27,7 @@ class FeedbackWeight(nn.Module):
 
     `parameter_name` is the weight's name in the module beside it; `choice` is how `F` is computed, and why;
     `optimizer` refers to the one that the state is coupled to. `as_drawn` holds until a checkpoint is
-    loaded or an optimizer was followed, `initialised` while the state is not the uninitialised memory that
+    loaded or an optimizer followed, `initialised` while the state is not the uninitialised memory that
     `to_empty` leaves. `kept` is `F` while `Coupling.kept` holds it; `copied` says that there is or was a
     copy, which may average the state of this one.
 
@@ -37,6 +36,8 @@ class FeedbackWeight(nn.Module):
     """
 
     pathway: Pathway[Any]
+    kept: GivenFeedback | None = None
+    copied = False
 
     def __init__(
         self,
@@ -50,9 +51,7 @@ class FeedbackWeight(nn.Module):
         self.parameter_name = parameter_name
         self.choice = choice
         self.optimizer: weakref.ref[Optimizer] | None = None
-        self.watch: RemovableHandle | None = None
         self.as_drawn = self.initialised = True
-        self.copied = False
         self.adopt(pathway, state, learns)
 
     def adopt(self, pathway: Pathway[Any], state: Any, learns: bool = True) -> None:
@@ -60,7 +59,7 @@ class FeedbackWeight(nn.Module):
         for name in [*self._parameters, *self._buffers]:
             delattr(self, name)
         self.pathway = pathway
-        self.kept: GivenFeedback | None = None
+        self.kept = None
         for name, tensor in zip(pathway.names, pathway.tensors_of(state), strict=True):
             if name == pathway.plastic and tensor is not None:
                 self.register_parameter(name, nn.Parameter(tensor, requires_grad=learns))
@@ -128,9 +127,9 @@ class FeedbackWeight(nn.Module):
         return f"{type(self.pathway).__name__}, {shapes}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is the original's alone: its optimizer, the watch over its weight, a kept `F`."""
+        """Leave out what is the original's alone: its optimizer, a kept `F`."""
         self.copied = True
-        return {**self.__dict__, "optimizer": None, "watch": None, "kept": None}
+        return {**self.__dict__, "optimizer": None, "kept": None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeedbackWeight:
         were_meta, exact = self._on_meta(), self._buffers.get("forgetting")
@@ -157,6 +156,9 @@ class FeedbackWeight(nn.Module):
             return
         self._take_form_of(saved, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        loaded = self._buffers.get("forgetting")
+        if loaded is not None:
+            self._buffers["forgetting"] = loaded.double()  # in half precision a step would not change `s`
         self.kept = None
         self.as_drawn, self.initialised = False, True
 

@@ -57,8 +57,17 @@ def continued(told: Mapping[str, Any], now: Mapping[str, Any], epoch: int) -> di
 
 
 def parts(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the environment that a run was begun in, then what was new each time that it went on."""
-    return [told, *told.get("continued", [])]
+    """Return the environment that a run was begun in, then what was new each time that it went on.
+
+    Raises:
+        TypeError: if a part is none, or its date or command is no text.
+    """
+    found = [told, *told.get("continued", [])]
+    if not all(isinstance(part, Mapping) for part in found):
+        raise TypeError("no part of an environment")
+    if not all(isinstance(part.get(key) or "", str) for part in found for key in ("date", "command")):
+        raise TypeError("a date or a command that is no text")
+    return found
 
 
 def command_line() -> str:

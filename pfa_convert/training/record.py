@@ -93,18 +93,24 @@ class RunResult:
 
 
 def _content(record: EpochRecord | RunResult) -> dict[str, Any]:
-    return {key: _undefined_as(None, value) for key, value in vars(record).items()}
+    return {key: _as_json(value) for key, value in vars(record).items()}
 
 
 def _known(kind: type[EpochRecord | RunResult], text: str) -> dict[str, Any]:
     """Return what a JSON text gives for the fields of `kind`."""
     names = {field.name for field in fields(kind)}
-    return {key: _undefined_as(math.nan, value) for key, value in json.loads(text).items() if key in names}
+    return {key: _from_json(value) for key, value in json.loads(text).items() if key in names}
 
 
-def _undefined_as(written: float | None, value: Any) -> Any:
-    """Return a value by site with those that are not defined as nan, or as JSON has them: None."""
+def _as_json(value: Any) -> Any:
+    """Return a value with None for each number that JSON does not have: nan and infinity."""
+    if isinstance(value, Mapping):
+        return {site: _as_json(inner) for site, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    """Return a value with nan for each None by site, which stood for a number that is not defined."""
     if not isinstance(value, Mapping):
         return value
-    # Only nan is not equal to itself.
-    return {site: written if v is None or v != v else _undefined_as(written, v) for site, v in value.items()}
+    return {site: math.nan if inner is None else _from_json(inner) for site, inner in value.items()}

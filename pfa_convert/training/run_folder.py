@@ -16,12 +16,13 @@ from pfa_convert.errors import UserError
 from pfa_convert.files import write_text
 from pfa_convert.recipe import Recipe, parse_recipe
 from pfa_convert.recipe_text import read_mapping
-from pfa_convert.training.earlier import as_of_now, refuse_other_images
+from pfa_convert.training.earlier import as_of_now, format_of, refuse_other_images
 from pfa_convert.training.environment import continued, parts
 from pfa_convert.training.record import EpochRecord, RunResult
 
 ROUNDING = ("train.cuda_graph", "train.compile", "train.channels_last")
-"""What of a recipe changes how its steps are computed and not what: the rounding of the last bits."""
+"""What of a recipe changes how its steps are computed and not what: the rounding of the last bits, and which
+numbers are drawn where the model or the rule draws some in each step (dropout, `brsf`)."""
 CHANGEABLE = (
     *("train.epochs", "train.seeds", "data.root", "data.workers"),
     *("expect", "experiment", "variant", *ROUNDING),
@@ -89,8 +90,8 @@ class RunFolder:
         with damage_named(self.environment):
             content: dict[str, Any] = json.loads(self.environment.read_text())
             int(content["seed"])
-            for part in parts(content):
-                dict(part)
+            format_of(content)
+            parts(content)
         return content
 
     def read_result(self) -> RunResult:

@@ -9,6 +9,7 @@ import torch
 from runs import call, same_bytes, start
 
 from pfa_convert import UserError, load_recipe, train
+from pfa_convert.reporting.reading import read_run
 from pfa_convert.training.run_folder import RunFolder
 from pfa_convert.training.watcher import Watcher
 
@@ -72,6 +73,17 @@ def test_a_run_that_has_lost_its_checkpoint_does_not_begin_anew_unasked(folder):
 
 
 DAMAGE = ["{", "[]", '{"a": 1}', '{"seed": 0, "continued": [3]}', "\x00\x01", "null"]
+PARTS = ["[]", '""', '[["a", 1]]', '{"date": 3}', '{"command": ["a"], "date": "2026"}']
+
+
+@pytest.mark.parametrize(
+    "more", ['"format": "x"', '"format": null', *(f'"continued": [{part}]' for part in PARTS)]
+)
+def test_an_environment_of_other_kinds_of_things_is_damaged(folder, more):
+    folder.environment.write_text(f'{{"seed": 0, {more}}}')
+    for reading in (folder.read_environment, lambda: read_run(folder)):
+        with pytest.raises(UserError, match=r"environment\.json: is damaged"):
+            reading()
 
 
 @pytest.mark.parametrize("file", ["environment.json", "result.json", "recipe.yaml"])
