@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from pfa_convert.convert import convert
 from pfa_convert.feedback.coupling import couple
+from pfa_convert.flops import flops_of
 from pfa_convert.models import build, resolve
 from pfa_convert.rules import RULES
 from pfa_convert.training.evaluation import autocast
@@ -43,15 +43,6 @@ class Variant:
 
 
 BACKPROPAGATION = Variant("bp")
-ATTENTION_ON_A_CPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
-        q, k, v
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
-    ),
-}
-"""The operations that PyTorch's counter knows on a GPU only."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +144,7 @@ class Candidate:
 
     def flops(self) -> int:
         """Return the floating-point operations of one step's matrix products, convolutions and attention."""
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU) as counter:
-            self.step()
-        return int(counter.get_total_flops())
+        return flops_of(self.step)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from torch import nn
 
 from pfa_convert.bench import (
     Candidate,
@@ -13,6 +14,7 @@ from pfa_convert.bench import (
     measure,
     peak_memory,
 )
+from pfa_convert.flops import flops_of
 from pfa_convert.reporting import figures
 from pfa_convert.reporting.figures import pyplot_without_display
 from pfa_convert.reporting.style import colour_of
@@ -58,6 +60,18 @@ def test_the_floor_counts_attention(monkeypatch):
     # Fused attention does not keep `q k^T` and multiplies once more in its backward pass: two operations for
     # each of 64 channels, in 12 blocks, for 2 images, 3 heads, 197 queries and as many keys.
     assert count(fused=True) == count(fused=False) + 2 * 64 * 12 * 2 * 3 * 197 * 197
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("groups", [1, 4, 32])
+@pytest.mark.parametrize(("kind", "positions"), [(nn.Conv2d, 25), (nn.ConvTranspose2d, 100)])
+def test_a_grouped_convolution_counts_as_often_as_it_multiplies(kind, positions, groups, learns):
+    layer = kind(32, 64, 3, stride=2, padding=1, groups=groups).requires_grad_(learns)
+    x = torch.randn(2, 32, 10, 10, requires_grad=True)
+    # Two operations for each weight at each of the smaller side's positions; once in the forward, once for
+    # each gradient.
+    once = 2 * 2 * positions * layer.weight.numel()
+    assert flops_of(lambda: layer(x).sum().backward()) == (3 if learns else 2) * once
 
 
 def test_memory_counts_weights_gradients_momentum_and_activations():

@@ -71,7 +71,7 @@ def test_the_picture_of_the_pathways_is_what_its_script_draws(tmp_path):
 
 
 ORDER = (
-    "errors seeds worker comparison atomic",
+    "errors seeds worker comparison atomic flops",
     "importing devices files",
     "registry",
     "feedback",

@@ -2,8 +2,9 @@
 
     python docs/results/jpeg_images.py IMAGENETTE OUT
 
-IMAGENETTE has the folders train and val. Written are OUT/png/cifar10 and OUT/jpeg/cifar10 with train and test; the
-second holds the first's images at the quality and chroma subsampling of the CIFAR-10 images at hand.
+IMAGENETTE has the folders train and val. Written are OUT/png/cifar10 and OUT/jpeg/cifar10 with train and
+test; the second holds the first's images at the quality and chroma subsampling of the CIFAR-10 images at
+hand.
 """
 
 import sys

@@ -15,8 +15,8 @@ class UncoupledWatch:
     """Looks, in each backward pass, whether a weight has moved since the first one; warns once a model.
 
     Only weights whose feedback state is collapsed are watched, by a hook that runs outside of compiled code
-    and does nothing while an optimizer is followed. The sum of a weight's entries tells that it has moved: version counters miss
-    the optimizers that are fused.
+    and does nothing while an optimizer is followed. The sum of a weight's entries tells that it has moved:
+    version counters miss the optimizers that are fused.
     """
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -111,6 +112,18 @@ def test_a_cast_keeps_every_digit_of_s():
     assert feedback_of(model[0]).forgetting.dtype == torch.float64
 
 
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_s_is_exact_after_a_checkpoint_in_another_precision(dtype, assign):
+    small = {name: tensor.to(dtype) for name, tensor in convert(mlp(), "pfa").state_dict().items()}
+    model = convert(mlp(), "pfa")
+    model.load_state_dict(small, assign=assign)
+    optimizer = adamw(model)
+    couple(model, optimizer)
+    steps(model, optimizer, 100)
+    assert s_of(model) == pytest.approx((1 - 5e-5) ** 100, rel=1e-12)
+
+
 def new_optimizer(model, handle, optimizer):
     handle.remove()
     return model, sgd(model, momentum=0.9)
@@ -156,6 +169,42 @@ def test_a_group_is_known_wherever_it_is_in_the_optimizer(loaded):
         optimizer.load_state_dict(optimizer.state_dict())
     steps(model, optimizer, 1)
     assert (s_of(model), feedback_of(model[2]).forgetting[0].item()) == pytest.approx((0.995, 0.95))
+
+
+def frozen(optimizer, first, second):
+    """Stop the first layer."""
+    del optimizer.param_groups[0]
+    return 1, 0.95
+
+
+def rebuilt(optimizer, first, second):
+    groups = [{**group, "params": list(group["params"])} for group in reversed(optimizer.param_groups)]
+    optimizer.param_groups = groups
+    return 0.995, 0.95
+
+
+def moved(optimizer, first, second):
+    optimizer.param_groups[1]["params"].append(optimizer.param_groups[0]["params"].pop(0))
+    return 0.95, 0.95
+
+
+def merged(optimizer, first, second):
+    optimizer.param_groups[0]["params"] += optimizer.param_groups.pop(1)["params"]
+    return 0.995, 0.995
+
+
+@pytest.mark.parametrize("change", [frozen, rebuilt, moved, merged])
+def test_a_weight_forgets_by_the_group_that_has_it_now(change):
+    model = convert(mlp(), "pfa")
+    first, second = list(model[0].parameters()), list(model[2].parameters())
+    optimizer = torch.optim.SGD(
+        [{"params": first, "weight_decay": 0.1}, {"params": second, "weight_decay": 1}], lr=0.05
+    )
+    handle = couple(model, optimizer)
+    left = change(optimizer, first, second)
+    steps(model, optimizer, 1)
+    assert (s_of(model), feedback_of(model[2]).forgetting[0].item()) == pytest.approx(left)
+    assert ("100.0%" in str(handle) and "never" in str(handle)) == (change is frozen)
 
 
 class Centred(torch.optim.AdamW):
@@ -265,6 +314,61 @@ def test_after_remove_a_model_is_coupled_again_and_goes_on():
     couple(model, optimizer, forgetting=40)
     steps(model, optimizer, 5)
     assert s_of(model) == pytest.approx((1 - 5e-5) ** 10 * 0.975**5, rel=1e-12)
+
+
+@pytest.mark.parametrize("how", ["removed", "gone"])
+def test_a_model_that_goes_on_uncoupled_warns_too(how):
+    model = convert(mlp(), "pfa")
+    optimizer = sgd(model)
+    handle = couple(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(model, optimizer, 3)
+        if how == "removed":
+            handle.remove()
+        optimizer = sgd(model)
+        steps(model, optimizer, 1)  # nothing has moved before this one
+    with pytest.warns(UserWarning, match=r"couple\(model, optimizer\)") as caught:
+        steps(model, optimizer, 3)
+    assert len(caught) == 1
+
+
+def test_a_copy_is_coupled_with_an_optimizer_that_goes_on():
+    whole, model = (convert(mlp().double(), "pfa") for _ in range(2))
+    optimizer, generator = sgd(model, momentum=0.9), torch.Generator().manual_seed(1)
+    couple(model, optimizer)
+    steps(model, optimizer, 5, generator)
+    model, loaded = copy.deepcopy(model), optimizer.state_dict()
+    optimizer = sgd(model, momentum=0.9)
+    optimizer.load_state_dict(loaded)
+    couple(model, optimizer)
+    steps(model, optimizer, 5, generator)
+    reference = sgd(whole, momentum=0.9)
+    couple(whole, reference)
+    steps(whole, reference, 10)
+    assert s_of(model) == pytest.approx(s_of(whole), rel=1e-12)
+
+
+def test_the_copy_of_a_handle_says_that_it_follows_nothing():
+    model = convert(mlp(), "pfa")
+    optimizer = sgd(model)
+    holder = {"model": model, "optimizer": optimizer, "handle": couple(model, optimizer)}
+    copied = copy.deepcopy(holder)
+    steps(copied["model"], copied["optimizer"], 3)
+    assert str(copied["handle"]).count("never") == 2 and "never" not in str(holder["handle"])
+    with pytest.raises(UserError, match="follows no optimizer"), copied["handle"].kept():
+        pass
+
+
+def test_a_state_that_was_pickled_before_it_could_be_kept_works():
+    model = convert(mlp(), "pfa")
+    for feedback in (feedback_of(model[0]), feedback_of(model[2])):
+        for later in ("kept", "copied"):
+            feedback.__dict__.pop(later, None)
+    optimizer = sgd(model)
+    couple(model, optimizer)
+    steps(model, optimizer, 101)
+    assert s_of(model) < 1
 
 
 def test_the_closed_form_is_not_loaded_into_a_coupled_plastic_weight():
