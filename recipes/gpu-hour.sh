@@ -11,8 +11,10 @@ data=${1:?usage: recipes/gpu-hour.sh DATA [OUTPUT]}
 output=${2:-runs}
 mkdir -p "$output"
 
-# The paper's table for CIFAR-10: seven rules, five seeds, 250 epochs. Runs that were begun go on.
-[ -e "$output/cifar10-resnet20-pfa" ] || cp -r "$(dirname "$0")"/../docs/results/cifar10/unfinished/* "$output" 2>/dev/null || true
+# The paper's table for CIFAR-10: seven rules, five seeds, 250 epochs. Runs that were ended count, those begun go on.
+for run in "$(dirname "$0")"/../docs/results/cifar10/runs/* "$(dirname "$0")"/../docs/results/cifar10/unfinished/*; do
+    [ -e "$output/$(basename "$run")" ] || cp -r "$run" "$output"
+done
 pfa-convert reproduce cifar10 --data "$data" --output "$output" --jobs "${JOBS:-7}"
 
 # Step time and memory of each rule over backpropagation's, alone on the GPU.
