@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -32,14 +31,17 @@ class Operation(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """`y = x W^T + b` with `x` of shape `(*, N_in)` and `W` of shape `(N_out, N_in)`."""
+    """`y = x W^T + b` with `x` of shape `(*, N_in)` and `W` of shape `(N_out, N_in)`, or `(N_in,)`."""
 
     def __call__(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-        """Return `(*, N_out)`."""
+        """Return `(*, N_out)`, or `(*)`."""
         return functional.linear(x, W, b)
 
     def gradients(self, delta: Tensor, x: Tensor, F: Tensor, needs: Needs) -> Gradients:
         """Return `delta F`, `delta^T x` and the sum of `delta` over the leading dimensions."""
+        if F.dim() == 1:  # one output, without a dimension of its own
+            grad_x, grad_W, grad_b = self.gradients(delta.unsqueeze(-1), x, F.unsqueeze(0), needs)
+            return grad_x, None if grad_W is None else grad_W[0], None if grad_b is None else grad_b[0]
         rows = delta.reshape(-1, delta.shape[-1])
         grad_x = torch.mm(rows, F).reshape(x.shape) if needs[0] else None
         grad_W = torch.mm(rows.t(), x.reshape(-1, x.shape[-1])) if needs[1] else None
@@ -129,10 +131,12 @@ class MatrixProduct:
     """`y = x @ W` or, with `left`, `y = W @ x`, as `torch.matmul` defines them, plus `b` for `addmm`.
 
     `call` is the function of PyTorch's that the plain model calls: `matmul`, `mm`, `bmm`, `addmm`, ...
+    `stack` is the shape of a `W` of several matrices without their own two dimensions.
     """
 
     call: Any
     left: bool = False
+    stack: tuple[int, ...] = ()
 
     def __call__(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         """Return the product, computed by the very call that the plain model makes."""
@@ -165,11 +169,15 @@ class MatrixProduct:
 
     def to_middle(self, delta: Tensor, B: Tensor) -> Tensor:
         """Return `B^T delta` for each matrix of the weight; `B` is `(groups, N_out, N_mid)`."""
-        batch, groups = delta.dim() - 2, len(B)
-        while math.prod(delta.shape[batch : delta.dim() - 2]) < groups:
-            batch -= 1
-        B = B.reshape(*delta.shape[batch : delta.dim() - 2], *B.shape[1:])
-        return torch.matmul(B.mT, delta) if self.left else torch.matmul(delta, B)
+        B = B.reshape(*self.stack, *B.shape[1:])  # sizes of 1 stay, so that it broadcasts as the weight does
+        of_vector = delta.dim() < B.dim()  # `x` is `(N_in,)`, and the error lacks its other dimension
+        if self.left:
+            return (
+                torch.matmul(B.mT, delta.unsqueeze(-1)).squeeze(-1)
+                if of_vector
+                else torch.matmul(B.mT, delta)
+            )
+        return torch.matmul(delta.unsqueeze(-2), B).squeeze(-2) if of_vector else torch.matmul(delta, B)
 
 
 def _summed(first: Tensor, second: Tensor, shape: torch.Size) -> Tensor:

@@ -173,7 +173,7 @@ def operand_layout(
     if axes is None or len(axes) != len(shape) or (roles and max((*roles.inputs, *roles.batch)) >= len(axes)):
         return WeightLayout(shape) if len(shape) > 1 else product_layout(shape, (0,), ())
     if roles is None:
-        roles = Roles(tuple(range(1, len(axes))))
+        roles = Roles(tuple(range(1, len(axes))) or (0,))  # a vector has one output
     inputs, batch = (tuple(sorted(axes[d] for d in dims)) for dims in (roles.inputs, roles.batch))
     return product_layout(shape, inputs, batch)
 

@@ -129,7 +129,7 @@ class Redirect(FollowWeights):
         left = (index == 0) != reverse
         fits = isinstance(learned, RawWeight) and learned.state.pathway.layout.is_matrix(left)
         W, feedback = self._operand(learned, fits)
-        operation = MatrixProduct(torch.matmul if reverse else function, left)
+        operation = MatrixProduct(torch.matmul if reverse else function, left, tuple(W.shape[:-2]))
         return apply_operation(operation, feedback, operands[1 - index], W, bias)
 
     def _operand(self, learned: Learned, fits: bool) -> tuple[Tensor, FeedbackWeight | GivenFeedback]:

@@ -1,0 +1,65 @@
+"""Products whose operands broadcast, or lack a dimension: every rule is the ordinary formula with its F."""
+
+import copy
+
+import pytest
+import torch
+from harness import EXACT, relative_error
+from test_forward_is_the_users import module, parameter
+from test_products import gradients
+from torch.nn import functional
+
+from pfa_convert import convert
+from pfa_convert.alignment import feedback_of
+
+RULES = {
+    "fa": {},
+    "usf": {},
+    "kp": {},
+    "pfa": {"expansion": 3},
+    "pfa-o": {},
+    "pfa explicit": {"expansion": 2, "strategy": "explicit"},
+}
+
+
+def right(s, x):
+    return x @ s.W
+
+
+def left(s, x):
+    return s.W @ x
+
+
+SHAPES = {
+    "a stack @ a vector's right": (right, (4, 3, 2), (3,)),
+    "a stack @ a vector": (left, (4, 2, 3), (3,)),
+    "a matrix @ a vector": (left, (2, 3), (3,)),
+    "a stack that repeats for its second dimension": (right, (2, 1, 3, 2), (2, 2, 2, 3)),
+    "the same on the left": (left, (2, 1, 2, 3), (2, 2, 3, 2)),
+    "a stack beside a batch": (right, (5, 1, 3, 2), (5, 4, 2, 3)),
+    "a stack with more dimensions than the input": (right, (2, 3, 4, 3), (5, 4)),
+    "the same, on the left": (left, (2, 3, 4, 5), (5, 3)),
+    "an input that repeats": (right, (2, 3, 4, 3), (3, 7, 4)),
+    "a stack of one": (right, (1, 4, 3), (6, 5, 4)),
+    "a batch over the stack": (left, (2, 3, 4), (5, 2, 4, 3)),
+    "many rows": (right, (2, 1, 3, 2), (2, 3, 40, 3)),
+    "many columns": (left, (2, 1, 2, 3), (2, 3, 3, 40)),
+    "linear with a vector": (lambda s, x: functional.linear(x, s.W), (4,), (2, 3, 4)),
+    "linear of vectors": (lambda s, x: functional.linear(x, s.W), (4,), (4,)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_rule_is_the_ordinary_formula_with_its_F(name, rule):
+    torch.manual_seed(0)
+    forward, weight, size = SHAPES[name]
+    plain, x = module(forward, W=parameter(*weight)).double(), torch.randn(size, dtype=torch.float64)
+    model, twin = convert(plain, rule.split()[0], options=RULES[rule]), copy.deepcopy(plain)
+    assert [site.weight for site in model.conversion.sites] == ["W"]
+    with torch.no_grad():
+        twin.W.copy_(feedback_of(model, "W").feedback_weight(plain.W))
+    (output, below, ours), (plain_output, _, theirs) = gradients(model, x), gradients(plain, x)
+    assert torch.equal(output, plain_output)
+    assert relative_error(below, gradients(twin, x)[1]) <= EXACT
+    assert relative_error(ours["W"], theirs["W"]) <= EXACT
