@@ -170,14 +170,11 @@ class MatrixProduct:
     def to_middle(self, delta: Tensor, B: Tensor) -> Tensor:
         """Return `B^T delta` for each matrix of the weight; `B` is `(groups, N_out, N_mid)`."""
         B = B.reshape(*self.stack, *B.shape[1:])  # sizes of 1 stay, so that it broadcasts as the weight does
+        missing = -1 if self.left else -2
         of_vector = delta.dim() < B.dim()  # `x` is `(N_in,)`, and the error lacks its other dimension
-        if self.left:
-            return (
-                torch.matmul(B.mT, delta.unsqueeze(-1)).squeeze(-1)
-                if of_vector
-                else torch.matmul(B.mT, delta)
-            )
-        return torch.matmul(delta.unsqueeze(-2), B).squeeze(-2) if of_vector else torch.matmul(delta, B)
+        error = delta.unsqueeze(missing) if of_vector else delta
+        middle = torch.matmul(B.mT, error) if self.left else torch.matmul(error, B)
+        return middle.squeeze(missing) if of_vector else middle
 
 
 def _summed(first: Tensor, second: Tensor, shape: torch.Size) -> Tensor:

@@ -166,9 +166,8 @@ def operand_layout(
     as_it_is = axes is None or axes == tuple(range(len(shape)))
     convolution = product.name.startswith(("conv", "deform")) and len(shape) > 2
     if convolution and index == product.weight and as_it_is:
-        transposed, groups = _convolution_of(product, args, kwargs)
-        divides = groups > 0 and shape[0] % groups == 0
-        return WeightLayout(shape, groups if divides else 1, transposed)
+        transposed = is_transposed(product, args, kwargs)
+        return WeightLayout(shape, _known_groups(groups_of(product, args, kwargs), shape), transposed)
     roles = product.roles(index, len(axes), args, kwargs) if axes and product.roles else None
     if axes is None or len(axes) != len(shape) or (roles and max((*roles.inputs, *roles.batch)) >= len(axes)):
         return WeightLayout(shape) if len(shape) > 1 else product_layout(shape, (0,), ())
@@ -178,16 +177,29 @@ def operand_layout(
     return product_layout(shape, inputs, batch)
 
 
-def _convolution_of(product: Product, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[bool, int]:
-    """Return whether a convolution is transposed, and its number of groups."""
+def is_transposed(product: Product, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Say whether a call of a convolution, or of `linear`, is transposed."""
     if product.name == "convolution":
-        transposed = argument(args, kwargs, 6, "transposed", False)
-        groups = argument(args, kwargs, 8, "groups", 1)
-    else:
-        transposed = "transpose" in product.name
-        position = {"deform_conv2d": 10}.get(product.name, 6)
-        groups = argument(args, kwargs, position, "groups", 1)
-    return bool(transposed), groups if isinstance(groups, int) else 1
+        return bool(argument(args, kwargs, 6, "transposed", False))
+    return "transpose" in product.name
+
+
+def groups_of(product: Product, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Return a call's number of groups, 1 for `linear`; in a graph perhaps a node that computes it."""
+    if product.name == "linear":
+        return 1
+    position = {"convolution": 8, "deform_conv2d": 10}.get(product.name, 6)
+    return argument(args, kwargs, position, "groups", 1)
+
+
+def _known_groups(groups: Any, shape: tuple[int, ...]) -> int:
+    """Return the groups of a convolution's weight; those that a graph computes, by the weight's shape.
+
+    With one input to each output, as a depthwise convolution has it, every output is on its own.
+    """
+    if not isinstance(groups, int):
+        return shape[0] if shape[1] == 1 else 1
+    return groups if groups > 0 and shape[0] % groups == 0 else 1
 
 
 _DEFORM = _product("deform_conv2d", (0, "input"), (1, "weight"), (2, "offset"), (3, "mask"), weight=1)

@@ -22,7 +22,7 @@ from pfa_convert.feedback.graft import graft
 from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.operations import MatrixProduct
 from pfa_convert.feedback.primitive import PlasticTap, apply_feedback
-from pfa_convert.feedback.products import Product, product_of
+from pfa_convert.feedback.products import Product, groups_of, is_transposed, product_of
 from pfa_convert.feedback.weight import FeedbackWeight
 
 
@@ -75,9 +75,7 @@ class Redirect(FollowWeights):
         """Return the call's result, whose error goes back through the feedback weights."""
         index, learned = weights[0]
         if len(weights) == 1 and function in FEEDBACK_CALLS and index == product.weight:
-            transposed = "transpose" in product.name
-            fits = isinstance(learned, RawWeight) and learned.state.pathway.layout.is_weight(transposed)
-            W, feedback = self._operand(learned, fits)
+            W, feedback = self._operand(learned, _fits(learned, product, args, kwargs))
             args, kwargs = replaced(args, kwargs, lambda t: W if t is learned.tensor else t)
             return FEEDBACK_CALLS[function](*args, feedback=feedback, **kwargs)
         if len(weights) == 1 and product.name in _MATRIX_PRODUCTS and not kwargs:
@@ -165,6 +163,19 @@ class Redirect(FollowWeights):
             return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
 
         return graft(function, replaced(args, kwargs, with_weight), replaced(args, kwargs, with_feedback))
+
+
+def _fits(learned: Learned, product: Product, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Say whether a call of `linear` or a convolution applies a Parameter as its state's layout has it.
+
+    A layout may have other groups than the call, which can compute them. Then the error must not go through
+    `G` and the weight one after the other, which is another formula for other groups.
+    """
+    if not isinstance(learned, RawWeight):
+        return False
+    layout = learned.state.pathway.layout
+    transposed = is_transposed(product, args, kwargs)
+    return layout.is_weight(transposed) and layout.groups == groups_of(product, args, kwargs)
 
 
 _MATRIX_PRODUCTS = frozenset(["matmul", "mm", "bmm", "mv", "addmm"])

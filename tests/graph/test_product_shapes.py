@@ -63,3 +63,38 @@ def test_every_rule_is_the_ordinary_formula_with_its_F(name, rule):
     assert torch.equal(output, plain_output)
     assert relative_error(below, gradients(twin, x)[1]) <= EXACT
     assert relative_error(ours["W"], theirs["W"]) <= EXACT
+
+
+GROUPED = {
+    "depthwise": (lambda s, x: functional.conv1d(x, s.W, padding=1, groups=x.shape[1]), (8, 1, 3)),
+    "depthwise, two outputs each": (
+        lambda s, x: functional.conv1d(x, s.W, padding=1, groups=x.shape[1]),
+        (16, 1, 3),
+    ),
+    "grouped": (lambda s, x: functional.conv1d(x, s.W, padding=1, groups=x.shape[1] // 4), (6, 4, 3)),
+    "transposed": (
+        lambda s, x: functional.conv_transpose1d(x, s.W, padding=1, groups=x.size(1) // 2),
+        (8, 3, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 40], ids=["small", "large"])
+@pytest.mark.parametrize("rule", ["fa", "pfa", "kp", "pfa explicit"])
+@pytest.mark.parametrize("name", GROUPED)
+def test_groups_that_a_forward_computes_leave_one_formula_for_every_size_of_batch(name, rule, batch):
+    torch.manual_seed(0)
+    forward, weight = GROUPED[name]
+    plain, x = module(forward, W=parameter(*weight)).double(), torch.randn(batch, 8, 9).double()
+    model, twin = convert(plain, rule.split()[0], options=RULES[rule]), copy.deepcopy(plain)
+    with torch.no_grad():
+        twin.W.copy_(feedback_of(model, "W").feedback_weight(plain.W))
+    (output, below, ours), (plain_output, _, theirs) = gradients(model, x), gradients(plain, x)
+    assert torch.equal(output, plain_output)
+    assert relative_error(below, gradients(twin, x)[1]) <= EXACT
+    assert relative_error(ours["W"], theirs["W"]) <= EXACT
+
+
+def test_a_depthwise_convolutions_outputs_stay_apart_where_the_forward_computes_its_groups():
+    model = convert(module(GROUPED["depthwise"][0], W=parameter(8, 1, 3)), "pfa")
+    assert feedback_of(model, "W").G.shape == (8, 1, 1)
