@@ -27,6 +27,7 @@ from pfa_convert.feedback.functions import (
 )
 from pfa_convert.feedback.learned import Learned, Noted, Operand
 from pfa_convert.feedback.products import Product, product_of
+from pfa_convert.feedback.repeat import repeatable
 
 
 class FollowWeights(TorchFunctionMode):
@@ -140,9 +141,10 @@ class FollowWeights(TorchFunctionMode):
     ) -> Any:
         """Return the result of a call that applies no weight, and note what it computed from weights."""
         args, kwargs = self.with_taps(args, kwargs, learned)
+        again = repeatable(func, args, kwargs)
         result = func(*args, **kwargs)
         if func in IN_PLACE:
-            self.change(func, args, kwargs)
+            self.change(again, args, kwargs)
             return result
         if not isinstance(result, Tensor | list | tuple):
             return result
@@ -162,7 +164,7 @@ class FollowWeights(TorchFunctionMode):
             mixed = not same or is_lookup(func)
         elif mixed and not keeps_mixtures(func):
             return result
-        self._note(func, args, kwargs, result, learned, mixed)
+        self._note(func, args, kwargs, result, learned, mixed, again)
         return result
 
     def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -206,15 +208,20 @@ class FollowWeights(TorchFunctionMode):
         result: Any,
         learned: list[Learned],
         mixed: bool,
+        again: Callable[..., Any] | None = None,
     ) -> None:
-        """Note that a result is computed from weights, with the way to compute it from feedback weights."""
+        """Note that a result is computed from weights, with the way to compute it from feedback weights.
+
+        `again` is what repeats the call, where that is not the function itself.
+        """
+        repeat = again or func
 
         def recompute() -> Any:
             twin_args, twin_kwargs = replaced(args, kwargs, self._feedback_of)
-            if drops_elements(func):  # the same elements are dropped, without new random numbers
-                dropped = (result / args[0]).nan_to_num(0.0, 0.0, 0.0)
-                return twin_args[0] * dropped
-            return func(*twin_args, **twin_kwargs)
+            if drops_elements(func) and repeat is func:
+                # The elements that were dropped are told by the result; not those of a weight that is zero.
+                return twin_args[0] * (result / args[0]).nan_to_num(1.0)
+            return repeat(*twin_args, **twin_kwargs)
 
         if isinstance(result, Tensor):
             made_of = [(result, recompute)]

@@ -33,6 +33,11 @@ def drops_elements(func: Any) -> bool:
     return plain_name(func) in _DROPPING
 
 
+def draws(func: Any) -> bool:
+    """Say whether a function draws random numbers."""
+    return plain_name(func) in _DRAWING
+
+
 def is_elementwise(func: Any) -> bool:
     """Say whether a function computes each element from those at the same place."""
     return plain_name(func) in _ELEMENTWISE
@@ -161,6 +166,32 @@ _ELEMENTWISE = frozenset(
 )
 _MULTIPLYING = frozenset(["mul", "rmul", "imul", "div", "truediv", "itruediv"])
 _DROPPING = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])
+_DRAWING = _DROPPING | frozenset(
+    [
+        "alpha_dropout",
+        "feature_alpha_dropout",
+        "native_dropout",
+        "gumbel_softmax",
+        "rrelu",
+        "rrelu_with_noise",
+        "bernoulli",
+        "binomial",
+        "poisson",
+        "multinomial",
+        "normal",
+        "log_normal",
+        "uniform",
+        "exponential",
+        "geometric",
+        "cauchy",
+        "random",
+        "_standard_gamma",
+        "_sample_dirichlet",
+        "fractional_max_pool2d",
+        "fractional_max_pool3d",
+        "scaled_dot_product_attention",
+    ]
+)
 _NEW_VALUES = frozenset(
     f"{made}{how}"
     for made, how in [
@@ -175,7 +206,7 @@ _LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", 
 def _names() -> dict[Any, str]:
     """Return the names of the functions that are told apart; a compiler knows functions, not names."""
     names: dict[Any, str] = {}
-    for name in _SHAPING | _ELEMENTWISE | _ADDING | _DROPPING | _NEW_VALUES | _LOOKUPS | _PROPERTIES:
+    for name in _SHAPING | _ELEMENTWISE | _ADDING | _DRAWING | _NEW_VALUES | _LOOKUPS | _PROPERTIES:
         for home in (torch, functional, operator, Tensor):
             for spelled in (name, f"__{name}__", f"{name}_"):
                 found = getattr(home, spelled, None)

@@ -6,8 +6,8 @@ follows `V`, and the error is sent through `F = g(F_raw)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 
 from pfa_convert.feedback.finding import raw_name
 from pfa_convert.feedback.redirect import GivenFeedback, tap
+from pfa_convert.feedback.repeat import repeatable_module
 from pfa_convert.feedback.weight import FeedbackWeight
 
 
@@ -53,9 +54,9 @@ def parametrized_weight(
     steps = list(_compute(chain, list((originals | {raw: tap(V, feedback)}).values())))
     with torch.no_grad():
         F = list((originals | {raw: feedback.feedback_weight(V)}).values())
-        for step, (before, after) in zip(_steps(chain), steps, strict=True):
-            F = [_step_of_feedback(step, F, before, after)]
-    return steps[-1][1], GivenFeedback(F[0])
+        for step in steps:
+            F = [_step_of_feedback(step, F)]
+    return steps[-1].after, GivenFeedback(F[0])
 
 
 def _shape(layer: nn.Module, name: str, chain: nn.Module) -> torch.Size:
@@ -80,20 +81,28 @@ def _steps(chain: Any) -> Iterator[nn.Module]:
         index += 1
 
 
-def _compute(chain: Any, tensors: list[Tensor]) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Yield what goes into each step and what comes out."""
-    for step in _steps(chain):
-        result = step(*tensors)
-        yield tensors, result
+class _Step(NamedTuple):
+    """A parametrization that was run: what went into it, what came out, and what repeats it."""
+
+    parametrization: nn.Module
+    before: list[Tensor]
+    after: Tensor
+    again: Callable[..., Any]
+
+
+def _compute(chain: Any, tensors: list[Tensor]) -> Iterator[_Step]:
+    """Run the steps and yield each."""
+    for parametrization in _steps(chain):
+        again = repeatable_module(parametrization, tensors)
+        result = parametrization(*tensors)
+        yield _Step(parametrization, tensors, result, again)
         tensors = [result]
 
 
-def _step_of_feedback(
-    step: nn.Module, F: Sequence[Tensor], before: Sequence[Tensor], after: Tensor
-) -> Tensor:
-    if not isinstance(step, parametrizations._SpectralNorm):
-        result: Tensor = step(*F)
+def _step_of_feedback(step: _Step, F: Sequence[Tensor]) -> Tensor:
+    if not isinstance(step.parametrization, parametrizations._SpectralNorm):
+        result: Tensor = step.again(*F)
         return result
     # Its singular vectors are those of V, and change with each call; so F is divided by the same number.
-    (V,) = before
-    return F[0] * ((after * V).sum() / V.square().sum())
+    (V,) = step.before
+    return F[0] * ((step.after * V).sum() / V.square().sum())
