@@ -19,6 +19,9 @@ class Operation(Protocol):
     def __call__(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         """Return the output, computed by the very call that the plain layer makes."""
 
+    def shape_of(self, x: Tensor) -> Tensor:
+        """Return what stands for `x` in the backward pass where the weight is frozen."""
+
     def gradients(self, delta: Tensor, x: Tensor, F: Tensor, needs: Needs) -> Gradients:
         """Return `(dL/dx, dL/dW, dL/db)`, those that are needed, with `F` in place of `W` in `dL/dx`."""
 
@@ -36,6 +39,10 @@ class Linear:
     def __call__(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         """Return `(*, N_out)`, or `(*)`."""
         return functional.linear(x, W, b)
+
+    def shape_of(self, x: Tensor) -> Tensor:
+        """Return one number, as often as `x` has entries."""
+        return repeated_number(x)
 
     def gradients(self, delta: Tensor, x: Tensor, F: Tensor, needs: Needs) -> Gradients:
         """Return `delta F`, `delta^T x` and the sum of `delta` over the leading dimensions."""
@@ -79,6 +86,10 @@ class Convolution:
             )
         forward: Any = _FORWARD[dimensions]
         return forward(x, W, b, self.stride, self.padding, self.dilation, self.groups)
+
+    def shape_of(self, x: Tensor) -> Tensor:
+        """Return `x` itself, as PyTorch keeps it: its order in memory decides on that of `dL/dx`."""
+        return x
 
     def gradients(self, delta: Tensor, x: Tensor, F: Tensor, needs: Needs) -> Gradients:
         """Return all gradients from one fused call; only `dL/dx` reads the values of `F`."""
@@ -144,6 +155,10 @@ class MatrixProduct:
         result: Tensor = self.call(*operands) if b is None else self.call(b, *operands)
         return result
 
+    def shape_of(self, x: Tensor) -> Tensor:
+        """Return one number, as often as `x` has entries."""
+        return repeated_number(x)
+
     def gradients(self, delta: Tensor, x: Tensor, F: Tensor, needs: Needs) -> Gradients:
         """Return `delta F^T` (or `F^T delta`), `x^T delta` (or `delta x^T`) and the sum of `delta`.
 
@@ -175,6 +190,11 @@ class MatrixProduct:
         error = delta.unsqueeze(missing) if of_vector else delta
         middle = torch.matmul(B.mT, error) if self.left else torch.matmul(error, B)
         return middle.squeeze(missing) if of_vector else middle
+
+
+def repeated_number(x: Tensor) -> Tensor:
+    """Return a tensor of the shape and kind of `x` with the memory of one number."""
+    return x.new_zeros(()).expand(x.shape)
 
 
 def _summed(first: Tensor, second: Tensor, shape: torch.Size) -> Tensor:

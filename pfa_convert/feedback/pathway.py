@@ -110,9 +110,13 @@ class FeedbackPass(torch.autograd.Function):
         b: Tensor | None,
         *state: Tensor | None,
     ) -> Tensor:
-        """Compute the output and keep what the plain layer keeps; `F` is made in the backward pass."""
+        """Compute the output and keep what the plain layer keeps; `F` is made in the backward pass.
+
+        A frozen weight's gradient needs no input, which the code after may change in place.
+        """
         ctx.operation, ctx.pathway = operation, pathway
-        ctx.save_for_backward(x, W, *state)
+        kept = x if ctx.needs_input_grad[3] else operation.shape_of(x)
+        ctx.save_for_backward(kept, W, *state)
         return no_view(operation(x, W, b))
 
     @staticmethod
