@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfa_convert.feedback.guards import refuse_second_derivative, unviewed
+from pfa_convert.feedback.guards import refuse_second_derivative, refuse_transforms, unviewed
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -19,7 +19,11 @@ def graft(function: Callable[..., Any], with_weight: Call, with_feedback: Call) 
     The first hold the weight, and activations that are detached; the second the feedback weight, detached,
     and the activations. So the weight learns as ever, and the error below goes through `F`. The function
     is computed twice; a compiler leaves the second out, since its output is not used.
+
+    Raises:
+        RuntimeError: under `torch.func` transforms; in the backward pass, for a second derivative.
     """
+    refuse_transforms()
     output = function(*with_weight[0], **with_weight[1])
     twin = function(*with_feedback[0], **with_feedback[1])
     grafted: Tensor = Graft.apply(output, twin)

@@ -18,7 +18,9 @@ def prepared(x: Tensor, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Te
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+    # Complex numbers count as none of floating point, as autocast has it.
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if eligible else tensor
 
 
 def no_view(y: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from pfa_convert.feedback.roles import (
     inner_roles,
     matmul_roles,
     reversed_matmul_roles,
+    sums_with_others,
     tensordot_roles,
 )
 
@@ -148,6 +149,11 @@ def product_of(call: Any) -> Product | None:
     if product is None and getattr(call, "__name__", "") in ("deform_conv2d", "deform_conv2d.default"):
         return _DEFORM_FUNCTION if isinstance(call, FunctionType) else _DEFORM
     return product
+
+
+def is_scale(product: Product, index: int, args: Sequence[Any]) -> bool:
+    """Say whether an operand shares no dimension that a call sums over: it scales, and is no linear map."""
+    return product.name == "einsum" and isinstance(args[0], str) and not sums_with_others(args[0], index)
 
 
 def operand_layout(

@@ -22,7 +22,7 @@ from pfa_convert.feedback.graft import graft
 from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.operations import MatrixProduct
 from pfa_convert.feedback.primitive import PlasticTap, apply_feedback
-from pfa_convert.feedback.products import Product, groups_of, is_transposed, product_of
+from pfa_convert.feedback.products import Product, groups_of, is_scale, is_transposed, product_of
 from pfa_convert.feedback.weight import FeedbackWeight
 
 
@@ -55,10 +55,20 @@ class RawWeight(Learned):
     """A Parameter with its feedback state."""
 
     def __init__(self, weight: Tensor, state: FeedbackWeight) -> None:
-        super().__init__(weight, recompute=lambda: state.feedback_weight(weight))
+        super().__init__(weight, recompute=lambda: _in_form_of(weight, state.feedback_weight(weight)))
         self.state = state
         self.direct = None if state.pathway.follows_weight else state
         self.tapped: Tensor | None = None
+
+
+def _in_form_of(W: Tensor, F: Tensor) -> Tensor:
+    """Return `F` such that what can be done to `W` can be done to it.
+
+    Autocast makes `G W` in half precision, also for a product that it leaves in the weight's own; and `F` of
+    `x @ W` is made transposed, of which `W.view(...)` would not be a view.
+    """
+    F = F.to(W.dtype)
+    return F.contiguous() if W.is_contiguous() else F
 
 
 class Redirect(FollowWeights):
@@ -73,12 +83,20 @@ class Redirect(FollowWeights):
         kwargs: dict[str, Any],
     ) -> Any:
         """Return the call's result, whose error goes back through the feedback weights."""
+        scales = [one.weight for one in weights if is_scale(product, one.number, args)]
+        weights = [one for one in weights if one.weight not in scales]
+        if not weights:
+            args, kwargs = self.with_taps(args, kwargs, scales)
+            return function(*args, **kwargs)
         index, learned = weights[0]
         if len(weights) == 1 and function in FEEDBACK_CALLS and index == product.weight:
             W, feedback = self._operand(learned, _fits(learned, product, args, kwargs))
             args, kwargs = replaced(args, kwargs, lambda t: W if t is learned.tensor else t)
             return FEEDBACK_CALLS[function](*args, feedback=feedback, **kwargs)
         if len(weights) == 1 and product.name in _MATRIX_PRODUCTS and not kwargs:
+            if product.name == "mv" and learned.tensor.device.type == "cpu":
+                with torch.autocast("cpu", enabled=False):  # which leaves this one product alone
+                    return self._matrix_product(function, weights[0], args)
             return self._matrix_product(function, weights[0], args)
         return self._graft(function, weights, args, kwargs)
 

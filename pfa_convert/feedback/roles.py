@@ -55,6 +55,15 @@ def einsum_roles(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[
     return Roles(inputs, batch)
 
 
+def sums_with_others(equation: str, index: int) -> bool:
+    """Say whether an einsum sums over a dimension that operand number `index` shares with another."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    operands = left.split(",")
+    others = set("".join(operands[:index] + operands[index + 1 :]))
+    shown = set(right) if arrow else {label for label in left if left.count(label) == 1}
+    return any(label in others and label not in shown for label in operands[index].replace("...", ""))
+
+
 def tensordot_roles(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
     """Return those that `dims` tells."""
     dims = argument(args, kwargs, 2, "dims", 2)

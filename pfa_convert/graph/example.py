@@ -19,7 +19,7 @@ from pfa_convert.feedback.follow import FollowWeights
 from pfa_convert.feedback.functions import axes_after, plain_name, those_that_count
 from pfa_convert.feedback.layout import ProductLayout, WeightLayout
 from pfa_convert.feedback.learned import Learned, Operand
-from pfa_convert.feedback.products import Product, operand_layout, product_of
+from pfa_convert.feedback.products import Product, is_scale, operand_layout, product_of
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import Discovery, Site, site_name
 from pfa_convert.graph.uses import UNSUPPORTED, use_name
@@ -155,6 +155,9 @@ class _Recorder(FollowWeights):
         for index, learned in weights if own_layer(module) is None else ():
             axes = learned.axes if len(learned.sources) == 1 else None
             for source in learned.sources:
+                if is_scale(product, index, args):
+                    self.used.setdefault(source, "scale")
+                    continue
                 shape = tuple(self._model.get_parameter(source).shape)
                 layout = operand_layout(product, index, shape, args, kwargs, axes)
                 inside = owner if source.startswith(f"{owner}.") else ""

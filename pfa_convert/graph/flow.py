@@ -28,7 +28,7 @@ from pfa_convert.feedback.functions import (
 )
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.parametrized import raw_weight
-from pfa_convert.feedback.products import Product, operand_layout, product_of
+from pfa_convert.feedback.products import Product, is_scale, operand_layout, product_of
 from pfa_convert.graph.arguments import applies_argument
 from pfa_convert.graph.trace import is_plain_function
 from pfa_convert.graph.uses import UNSUPPORTED, use_name
@@ -179,6 +179,9 @@ class _Flow:
             self._use(node, [value for _, value in weights], "applied without gradients")
             return _ACTIVATION
         for index, value in weights:
+            if is_scale(product, index, node.args):
+                self._use(node, [value], "scale")
+                continue
             for path in sorted(value.paths):
                 shape = tuple(attribute(self._owner, path).shape)
                 axes = value.axes if len(value.paths) == 1 else None
