@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from pfa_convert.feedback.finding import raw_name
 from pfa_convert.feedback.redirect import GivenFeedback, tap
 from pfa_convert.feedback.repeat import repeatable_module
-from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.feedback.weight import FEEDBACK_ATTRIBUTE, FeedbackWeight
 
 
 def is_computed(layer: nn.Module, name: str) -> bool:
@@ -39,7 +39,10 @@ def raw_weight(layer: nn.Module, name: str = "weight") -> str:
 def parametrized_weight(
     layer: Any, name: str, feedback: FeedbackWeight
 ) -> tuple[Tensor, GivenFeedback | FeedbackWeight]:
-    """Return one of the layer's weights as it is now and its feedback weight, from the raw ones."""
+    """Return one of the layer's weights as it is now and its feedback weight, from the raw ones.
+
+    Within `torch.nn.utils.parametrize.cached()` both are computed once, and stay until it ends.
+    """
     if not torch.is_grad_enabled():
         weight = getattr(layer, name)
         return weight, GivenFeedback(weight)
@@ -49,6 +52,23 @@ def parametrized_weight(
     raw = raw_name(chain, feedback.pathway.layout.shape)
     if raw is None:
         return getattr(layer, name), feedback
+    if not parametrize._cache_enabled:
+        return _computed(chain, raw, feedback)
+    cache: dict[Any, Any] = parametrize._cache
+    key = id(layer), FEEDBACK_ATTRIBUTE.format(parameter=name)
+    if key not in cache:
+        cache[key] = _computed(chain, raw, feedback)
+        # Reading `layer.weight` has PyTorch keep what the chain returns, under a key that it alone knows.
+        chain.forward = lambda: cache[key][0]
+        try:
+            getattr(layer, name)
+        finally:
+            del chain.forward
+    weight, given = cache[key]
+    return weight, given
+
+
+def _computed(chain: Any, raw: str, feedback: FeedbackWeight) -> tuple[Tensor, GivenFeedback]:
     originals = {original: getattr(chain, original) for original in _originals(chain)}
     V = originals[raw]
     steps = list(_compute(chain, list((originals | {raw: tap(V, feedback)}).values())))

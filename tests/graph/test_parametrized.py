@@ -7,7 +7,7 @@ import torch
 from harness import EXACT, relative_error
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrize import cached, register_parametrization
 
 from pfa_convert import convert, couple, revert, strip_feedback
 from pfa_convert.comparison import forward_difference
@@ -168,3 +168,28 @@ def test_the_weight_can_still_be_assigned(problem):
         torch.manual_seed(0)
         layer.weight = weight.clone()
     assert forward_difference(plain, model, x) == 0
+
+
+def test_within_cached_the_weight_is_computed_once_as_in_the_plain_model(problem):
+    plain, x = problem
+    model, single = convert(plain, "fa"), convert(plain, "fa")
+    with torch.no_grad():
+        model[0].feedback_of_weight.F0.mul_(2)
+        single[0].feedback_of_weight.F0.mul_(2)
+
+    def twice(one):
+        once = x.clone().requires_grad_()
+        with cached():
+            outputs = one(once), one(once)
+            weight = one[0].weight
+            sum(output.square().sum() for output in outputs).backward()
+        return outputs, weight, once.grad
+
+    (first, second), weight, below = twice(model)
+    (plain_first, plain_second), plain_weight, _ = twice(plain)
+    assert torch.equal(first, plain_first) and torch.equal(second, plain_second)
+    assert torch.equal(weight, plain_weight)
+    assert relative_error(raw(model[0]).grad, raw(plain[0]).grad) <= EXACT
+    once, _ = gradients(single, x)
+    assert relative_error(below, 2 * once) <= EXACT
+    assert all(map(torch.equal, model[0].parametrizations.buffers(), plain.buffers()))
