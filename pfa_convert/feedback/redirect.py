@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pfa_convert.feedback.calls import replaced, tensors_of
+from pfa_convert.feedback.checkpoints import checkpoint_frame
 from pfa_convert.feedback.follow import FollowWeights
 from pfa_convert.feedback.functional import FEEDBACK_CALLS, apply_operation
 from pfa_convert.feedback.given import GivenFeedback
@@ -36,7 +38,7 @@ def run_redirected(
     """Return `function(*args, **kwargs)`; where it applies one of the weights, it does so with feedback."""
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
-    redirect = Redirect([RawWeight(weight, feedback) for weight, feedback in weights], constants)
+    redirect = Redirect(list(weights), constants)
     try:
         with redirect:
             return function(*args, **kwargs)
@@ -74,6 +76,13 @@ def _in_form_of(W: Tensor, F: Tensor) -> Tensor:
 class Redirect(FollowWeights):
     """While active, PyTorch's calls that apply one of the weights use its feedback weight."""
 
+    def __init__(
+        self, weights: Sequence[tuple[nn.Parameter, FeedbackWeight]], constants: Sequence[Tensor]
+    ) -> None:
+        super().__init__([RawWeight(weight, feedback) for weight, feedback in weights], constants)
+        self._again = weights, constants
+        self._outside = checkpoint_frame()
+
     def applied(
         self,
         function: Any,
@@ -83,6 +92,7 @@ class Redirect(FollowWeights):
         kwargs: dict[str, Any],
     ) -> Any:
         """Return the call's result, whose error goes back through the feedback weights."""
+        self._join_checkpoint()
         scales = [one.weight for one in weights if is_scale(product, one.number, args)]
         weights = [one for one in weights if one.weight not in scales]
         if not weights:
@@ -135,6 +145,12 @@ class Redirect(FollowWeights):
                 "feedback: call checkpoint with use_reentrant=False, or on a module of its own"
             )
         return func(*args, **kwargs)
+
+    def _join_checkpoint(self) -> None:
+        """Have a checkpoint within the forward, which runs again in the backward pass, redirect then too."""
+        frame = checkpoint_frame()
+        if frame is not None and frame is not self._outside and not is_joined(frame):
+            frame.recompute_fn = partial(run_redirected, frame.recompute_fn, *self._again)
 
     def _matrix_product(self, function: Any, operand: Operand, args: tuple[Any, ...]) -> Any:
         index, learned = operand
@@ -197,6 +213,11 @@ def _fits(learned: Learned, product: Product, args: tuple[Any, ...], kwargs: dic
 
 
 _MATRIX_PRODUCTS = frozenset(["matmul", "mm", "bmm", "mv", "addmm"])
+
+
+def is_joined(frame: Any) -> bool:
+    """Say whether a checkpoint's second run is redirected already."""
+    return isinstance(frame.recompute_fn, partial) and frame.recompute_fn.func is run_redirected
 
 
 def inside_reentrant_checkpointing() -> bool:
