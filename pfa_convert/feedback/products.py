@@ -173,7 +173,8 @@ def operand_layout(
     convolution = product.name.startswith(("conv", "deform")) and len(shape) > 2
     if convolution and index == product.weight and as_it_is:
         transposed = is_transposed(product, args, kwargs)
-        return WeightLayout(shape, _known_groups(groups_of(product, args, kwargs), shape), transposed)
+        groups = _known_groups(groups_of(product, args, kwargs), shape, transposed)
+        return WeightLayout(shape, groups, transposed)
     roles = product.roles(index, len(axes), args, kwargs) if axes and product.roles else None
     if axes is None or len(axes) != len(shape) or (roles and max((*roles.inputs, *roles.batch)) >= len(axes)):
         return WeightLayout(shape) if len(shape) > 1 else product_layout(shape, (0,), ())
@@ -198,13 +199,14 @@ def groups_of(product: Product, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     return argument(args, kwargs, position, "groups", 1)
 
 
-def _known_groups(groups: Any, shape: tuple[int, ...]) -> int:
-    """Return the groups of a convolution's weight; those that a graph computes, by the weight's shape.
+def _known_groups(groups: Any, shape: tuple[int, ...], transposed: bool) -> int:
+    """Return the groups of a convolution's weight.
 
-    With one input to each output, as a depthwise convolution has it, every output is on its own.
+    Where a graph computes them, it is not known which outputs belong together: each is on its own. A
+    transposed convolution's weight has the outputs of one group only, to each input.
     """
     if not isinstance(groups, int):
-        return shape[0] if shape[1] == 1 else 1
+        return 1 if transposed else shape[0]
     return groups if groups > 0 and shape[0] % groups == 0 else 1
 
 

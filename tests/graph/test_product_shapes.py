@@ -95,6 +95,8 @@ def test_groups_that_a_forward_computes_leave_one_formula_for_every_size_of_batc
     assert relative_error(ours["W"], theirs["W"]) <= EXACT
 
 
-def test_a_depthwise_convolutions_outputs_stay_apart_where_the_forward_computes_its_groups():
-    model = convert(module(GROUPED["depthwise"][0], W=parameter(8, 1, 3)), "pfa")
-    assert feedback_of(model, "W").G.shape == (8, 1, 1)
+@pytest.mark.parametrize("name", ["depthwise", "depthwise, two outputs each", "grouped"])
+def test_outputs_stay_apart_where_the_forward_computes_which_belong_together(name):
+    forward, weight = GROUPED[name]
+    model = convert(module(forward, W=parameter(*weight)), "pfa")
+    assert feedback_of(model, "W").G.shape == (weight[0], 1, 1)
