@@ -40,7 +40,7 @@ class Likeness:
                 _sorted(vars(module), _attribute, leave=INTERNAL),
                 _sorted(module._parameters, self._tensor),
                 _sorted(module._buffers, self._tensor),
-                tuple((name, child and self(child)) for name, child in module._modules.items()),
+                tuple((n, None if child is None else self(child)) for n, child in module._modules.items()),
             )
             self._of_module[module] = self._numbers.setdefault(key, len(self._numbers))
         return self._of_module[module]

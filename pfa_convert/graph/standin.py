@@ -55,7 +55,8 @@ class StandIn:
         stand_in.__dict__["_tracing"] = self.tracing
         for key, value in module.__dict__.items():
             stand_in.__dict__[key] = self._copied(key, value)
-        stand_in._modules.update({name: child and self(child) for name, child in module._modules.items()})
+        for name, child in module._modules.items():  # whose truth value may be its own, as a length is
+            stand_in._modules[name] = None if child is None else self(child)
         return stand_in
 
     def _copied(self, key: str, value: Any) -> Any:
