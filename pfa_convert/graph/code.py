@@ -9,12 +9,13 @@ import dis
 import inspect
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import pairwise
 from types import CodeType, FunctionType
 
 from torch import nn
 
 from pfa_convert.feedback.products import PRODUCTS
-from pfa_convert.graph.sites import plain_class
+from pfa_convert.graph.sites import CONTAINERS, is_weight, of_torch, plain_class, weight_path
 
 
 def may_apply_weights(module: nn.Module) -> bool:
@@ -22,7 +23,7 @@ def may_apply_weights(module: nn.Module) -> bool:
 
     PyTorch's own code could: its recurrent layers apply theirs out of Python's sight.
     """
-    if plain_class(module).__module__.startswith("torch."):
+    if of_torch(module):
         return True
     return any(could_apply_weights(method) for _, method in own_methods(module))
 
@@ -43,9 +44,79 @@ def methods_that_name(module: nn.Module, names: Iterable[str]) -> list[str]:
     return ["forward", *(n for n in naming if n != "forward" and not n.startswith("__"))]
 
 
+def weights_it_names(module: nn.Module) -> set[str]:
+    """Return the paths of the weights, of modules inside, that code of the module's class could apply.
+
+    A flag that is set later can lead to it. A weight is named where each attribute on its path is, the
+    entries of a list aside, by a method with a product in it or by what that calls.
+    """
+    paths = {path: weight_path(path) for path, p in module.named_parameters() if "." in path and is_weight(p)}
+    if not paths or of_torch(module):
+        return set()
+    named = _names_by_method(plain_class(module))
+    parts = {path: _named_parts(module, weight) for path, weight in paths.items()}
+    return {path for path in paths if any(parts[path] <= names for names in named)}
+
+
+@cache
+def _names_by_method(kind: type[nn.Module]) -> list[set[str]]:
+    """Return the names that each method of a class comes to in which there is a product."""
+    methods = dict(_methods_of(kind))
+    named = [_all_names(method, methods) for name, method in methods.items() if not name.startswith("__")]
+    return [names for names in named if names & PRODUCT_NAMES]
+
+
+def reads_weight_of(module: nn.Module, path: str) -> bool:
+    """Say whether code of the module's class reads `child.weight` in so many words."""
+    *_, child, name = ("", *weight_path(path).split("."))
+    return any((child, name) in _pairs(method.__code__) for _, method in own_methods(module))
+
+
+@cache
+def _pairs(code: CodeType) -> frozenset[tuple[str, str]]:
+    """Return the pairs of attributes, one read of the other, in code and in the functions within it."""
+    read = [(i.opname in ("LOAD_ATTR", "LOAD_METHOD"), i.argval) for i in dis.get_instructions(code)]
+    pairs = {(a, b) for (first, a), (second, b) in pairwise(read) if first and second}
+    inner = [_pairs(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return frozenset(pairs).union(*inner)
+
+
+def _named_parts(module: nn.Module, path: str) -> set[str]:
+    """Return the attributes that lead to a weight, without the entries of lists of modules."""
+    parts: set[str] = set()
+    *holders, name = path.split(".")
+    holder: nn.Module | None = module
+    for part in holders:
+        if not isinstance(holder, (*CONTAINERS, nn.Sequential)):
+            parts.add(part)
+        holder = holder._modules.get(part) if holder is not None else None
+    return parts if isinstance(holder, CONTAINERS) else {*parts, name}
+
+
+def _all_names(method: FunctionType, methods: dict[str, FunctionType]) -> set[str]:
+    """Return the names in a method's code, and in the methods and functions that it names."""
+    seen, stack, names = {method}, [method], set[str]()
+    while stack:
+        current = stack.pop()
+        for name in _names(current.__code__):
+            names.add(name)
+            named = methods.get(name) or current.__globals__.get(name)
+            if isinstance(named, FunctionType) and named not in seen and not _of_torch(named):
+                seen.add(named)
+                stack.append(named)
+    return names
+
+
+def _of_torch(function: FunctionType) -> bool:
+    return function.__module__.startswith("torch.")
+
+
 def own_methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
     """Yield the methods of the module's class and its bases, without PyTorch's; the one that is called."""
-    kind = plain_class(module)
+    return _methods_of(plain_class(module))
+
+
+def _methods_of(kind: type[nn.Module]) -> Iterator[tuple[str, FunctionType]]:
     seen: set[str] = set()
     for base in kind.__mro__:
         if base.__module__.startswith("torch."):
@@ -68,7 +139,7 @@ def could_apply_weights(function: FunctionType) -> bool:
             if name in PRODUCT_NAMES:
                 return True
             named = current.__globals__.get(name)
-            if not isinstance(named, FunctionType) or named.__module__.startswith("torch."):
+            if not isinstance(named, FunctionType) or _of_torch(named):
                 continue
             if named not in seen:
                 seen.add(named)

@@ -16,18 +16,26 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from pfa_convert.feedback.layers import Layer, inherited_layer
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.graph.code import may_apply_weights, public_methods
+from pfa_convert.graph.code import may_apply_weights, public_methods, reads_weight_of, weights_it_names
 from pfa_convert.graph.flow import Applied, Used, flow
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
 from pfa_convert.graph.signatures import Call, call_of, call_with_everything
-from pfa_convert.graph.sites import NOT_REACHED, Discovery, Site, is_weight, joined, plain_class, site_name
+from pfa_convert.graph.sites import (
+    CONTAINERS,
+    NOT_REACHED,
+    Discovery,
+    Site,
+    is_weight,
+    joined,
+    plain_class,
+    site_name,
+)
 from pfa_convert.graph.standin import StandIn
 from pfa_convert.graph.trace import Trace, trace_method
 from pfa_convert.graph.uses import UNSUPPORTED
 
 COMPUTED = "its weight is computed by a hook, or from no Parameter of its shape"
-CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was before torch.jit"
 
 
@@ -57,6 +65,7 @@ class _Walk:
         self._visited: set[tuple[nn.Module, Call]] = set()
         self._reached: set[nn.Module] = set()
         self._failures: dict[nn.Module, str] = {}
+        self._named = {module: weights_it_names(module) for module in self._with_weights}
         self._likeness = Likeness(model)
         self._stand_in = StandIn(model)
         self._traced: dict[tuple[int, Call], Trace] = {}
@@ -133,7 +142,8 @@ class _Walk:
         trace = self._trace(module, call)
         self._read(module, trace, call)
         everything = call_with_everything(module, call.training)
-        if trace.failure or self._unexplained(module):
+        named = self._named[module] - self.found.owners[self._names[module]]
+        if trace.failure or named or self._unexplained(module):
             other = self._trace(module, everything)
             self._read(module, other, everything)
             trace = other if trace.failure else trace
@@ -150,12 +160,13 @@ class _Walk:
         return self._traced[key]
 
     def _read(self, module: nn.Module, trace: Trace, call: Call) -> None:
-        """Take from a graph the uses of weights and the calls of modules, in the order of execution."""
-        for node, uses in flow(module, trace.graph).items():
-            for use in uses:
-                self._take(module, use)
-            if node.op == "call_module":
-                self._visit(module.get_submodule(str(node.target)), call.training, node.args, node.kwargs)
+        """Take from graphs the uses of weights and the calls of modules, in the order of execution."""
+        for graph in trace.graphs:
+            for node, uses in flow(module, graph).items():
+                for use in uses:
+                    self._take(module, use)
+                if node.op == "call_module":
+                    self._visit(module.get_submodule(str(node.target)), call.training, node.args, node.kwargs)
 
     def _take(self, module: nn.Module, use: Applied | Used) -> None:
         name = self._names[module]
@@ -193,6 +204,7 @@ class _Walk:
         failure = self._failures.get(user)
         if failure and may_apply_weights(module):
             self._follow_children(module)
+        self._follow_named(module, failure)
         for method in public_methods(module) if self._unexplained(module) else ():
             everything = call_with_everything(module, True, method)
             self._read(module, self._trace(module, everything), everything)
@@ -224,6 +236,20 @@ class _Walk:
                 applied = self.found.applied()
                 own = [w for w in layer.parameters(child) if joined(self._names[child], w) in applied]
                 self.found.owners[self._names[module]] |= {joined(child_name, w) for w in own}
+
+    def _follow_named(self, module: nn.Module, failure: str | None) -> None:
+        """Have a module redirect its uses, also those behind a flag, of the weights inside that it names.
+
+        Where it cannot be followed, one that is no site might be applied without anyone's knowing.
+        """
+        name = self._names[module]
+        for path in sorted(self._named.get(module, ())):
+            weight = joined(name, path)
+            if weight in self.found.applied():
+                self.found.owners[name].add(path)
+            elif failure and reads_weight_of(module, path):
+                shape = tuple(module.get_parameter(path).shape)
+                self.found.skip(weight, module, shape, _helped(module, failure))
 
 
 def _may_be_weight(parameter: nn.Parameter) -> bool:

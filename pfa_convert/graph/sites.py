@@ -56,6 +56,9 @@ class OtherUse:
     use: str
 
 
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+"""What has no forward: those that have it call or apply what is in it."""
+
 NOT_REACHED = "no forward that could be followed uses it"
 
 
@@ -137,6 +140,11 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that the user wrote, also after a rewrite."""
     plain: type[nn.Module] = getattr(type(module), "plain_class", type(module))
     return plain
+
+
+def of_torch(module: nn.Module) -> bool:
+    """Say whether a module's class is one of PyTorch's."""
+    return plain_class(module).__module__.startswith("torch.")
 
 
 def is_weight(tensor: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import operator
 import sys
 import traceback
 import warnings
@@ -28,48 +29,85 @@ from torch.nn.parameter import UninitializedParameter
 from pfa_convert.errors import one_line
 from pfa_convert.feedback.redirect import inside_reentrant_checkpointing
 from pfa_convert.graph.signatures import TENSOR, Call, method_of, parameters_of
+from pfa_convert.graph.sites import of_torch
 from pfa_convert.graph.standin import StandIn
+from pfa_convert.graph.ways import MOST_WAYS, VALUES, Choices, Traced, follow_ways
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a forward; up to where it could not be followed, if `failure` says why."""
+    """The graphs of a forward, one for each way through it; `failure` says why they may not be all of it."""
 
-    graph: fx.Graph
+    graphs: tuple[fx.Graph, ...]
     failure: str | None = None
 
 
 def trace_method(stand_in: StandIn, module: nn.Module, call: Call) -> Trace:
-    """Return the graph of a module's own method when it is called like that.
+    """Return the graphs of a module's own method when it is called like that.
 
+    What cannot be followed for sizes of any number may be for one number, as in `torch.arange(length)`.
     Neither the module nor anything of PyTorch's is changed for a moment.
     """
-    tracer = _OwnForward(stand_in.renew(module), call)
-    tracing = stand_in.tracing
+    ways, all_ways = _ways(stand_in, module, call, None)
+    errors = [way.error for way in ways if way.error is not None and not way.whole]
+    if not errors and all(way.error is not None for way in ways):
+        errors = [way.error for way in ways if way.error is not None]
+    if not errors and all_ways:
+        return Trace(tuple(way.graph for way in ways))
+    failure = _reason(errors[0]) if errors else VALUES
+    if of_torch(module):
+        return Trace(tuple(way.graph for way in ways), failure)
+    for_a_size, _ = _ways(stand_in, module, call, _SIZE)
+    return Trace(tuple(way.graph for way in (*ways, *for_a_size)), failure)
+
+
+def _ways(stand_in: StandIn, module: nn.Module, call: Call, size: int | None) -> tuple[list[Traced], bool]:
+    most = 1 if of_torch(module) else MOST_WAYS
+    return follow_ways(lambda choices: _trace(stand_in, module, call, choices, size), most)
+
+
+def _trace(stand_in: StandIn, module: nn.Module, call: Call, choices: Choices, size: int | None) -> Traced:
+    tracer = _OwnForward(stand_in.renew(module), call, choices, size)
+    tracing, error = stand_in.tracing, None
     tracing.call, tracing.read = tracer.call_child, tracer.read
     try:
         # What the model warns of, its runs will: where warnings are errors, they would end the trace.
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tracer.run(method_of(module, call.method))
-    except Exception as error:
-        return Trace(tracer.graph, _reason(error))
+    except Exception as raised:
+        error = raised
     finally:
         tracing.call = tracing.read = None
-    return Trace(tracer.graph)
+    return Traced(tracer.graph, tuple(choices.taken), error)
+
+
+_SIZE = 4
+"""What a traced size is taken for where no number is known: small, as what must not be too long is."""
+
+
+class _Proxy(fx.Proxy):
+    """A traced value that can be written to, as a tensor can."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __len__(self) -> int:
+        size = self.tracer.size  # type: ignore[attr-defined]
+        return super().__len__() if size is None else size
 
 
 class _OwnForward(fx.Tracer):
     """Traces a module's own operations; every child module stays one node."""
 
-    trace_asserts = True
-
-    def __init__(self, root: nn.Module, call: Call) -> None:
+    def __init__(self, root: nn.Module, call: Call, choices: Choices, size: int | None) -> None:
         super().__init__(autowrap_functions=_leaf_functions(), param_shapes_constant=True)
         self.root = root
         self.graph = fx.Graph()
         self.tensor_attrs: dict[Any, str] = {}
+        self.size = size
         self._call = call
+        self._choices = choices
         root.training = call.training
         modules = dict(root.named_modules(remove_duplicate=False))
         self._modules_by_id = {id(module): name for name, module in reversed(list(modules.items()))}
@@ -131,6 +169,20 @@ class _OwnForward(fx.Tracer):
             self._read[path] = self.create_proxy("get_attr", path, (), {}, proxy_factory_fn=factory)
         return self._read[path]
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Say what a condition on a traced value is taken for on this way."""
+        return self._choices()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for a node's value while tracing."""
+        return _Proxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+        """Return what stands for a new node; a number for a size, where one was given."""
+        if self.size is not None and _is_one_size(kind, target, args):
+            return self.size
+        return super().create_proxy(kind, target, args, kwargs, *more, **named)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Return a node that remembers whether gradients are recorded where it stands."""
         node = super().create_node(*args, **kwargs)
@@ -145,6 +197,16 @@ class _OwnForward(fx.Tracer):
         if isinstance(a, nn.Module) and id(a) in self._modules_by_id:
             return self.create_node("get_attr", self._modules_by_id[id(a)], (), {})
         return super().create_arg(a)
+
+
+def _is_one_size(kind: str, target: Any, args: Any) -> bool:
+    """Say whether a call is `x.size(d)`, `x.size()[d]` or `x.shape[d]`."""
+    if kind == "call_method":
+        return target == "size" and len(args) == 2
+    if target is not operator.getitem or not isinstance(args[0], fx.Proxy) or not isinstance(args[1], int):
+        return False
+    node = args[0].node
+    return bool(node.target == "size" or (node.target is getattr and node.args[1] == "shape"))
 
 
 def _searched() -> Iterator[dict[str, Any]]:
@@ -179,7 +241,7 @@ def _leaf_functions_of(timm: bool, torchvision: bool) -> tuple[Callable[..., Any
 def _reason(error: Exception) -> str:
     """Say why a forward cannot be followed, and where: the innermost line of the user's own code."""
     if isinstance(error, TraceError) and "none of its children" not in str(error):
-        reason = "its forward depends on the values or shapes of its input"
+        reason = VALUES
     elif isinstance(error, TraceError):
         reason = str(error)
     else:

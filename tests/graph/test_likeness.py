@@ -76,7 +76,7 @@ class MixedByAHelper(nn.Module):
         self.mixing = nn.Parameter(torch.randn(4, 4))
 
     def forward(self, x):
-        return mix(x, self.mixing) if x.sum() > 0 else x
+        return mix(x, self.mixing) if float(x.sum()) > 0 else x
 
 
 def test_a_weight_that_a_function_applies_behind_control_flow_is_reported():

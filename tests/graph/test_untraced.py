@@ -35,7 +35,7 @@ class DataDependent(nn.Module):
         self.own = nn.Parameter(torch.randn(4, 4))
 
     def forward(self, x):
-        return self.inner(x) if x.sum() > 0 else functional.linear(x, self.own)
+        return self.inner(x) if float(x.sum()) > 0 else functional.linear(x, self.own)
 
 
 def test_weights_applied_inside_an_untraced_function_are_redirected():
@@ -52,7 +52,7 @@ def test_what_cannot_be_traced_is_walked_child_by_child_and_reported():
     model = convert(nn.Sequential(DataDependent(), nn.Linear(4, 2)), "fa")
     assert [site.name for site in model.conversion.sites] == ["0.inner", "1"]
     (left,) = model.conversion.skipped
-    assert left.name == "0.own" and left.weight_shape == (4, 4) and "depends on the values" in left.reason
+    assert left.name == "0.own" and left.weight_shape == (4, 4) and "float(x.sum())" in left.reason
 
 
 def test_lazy_layers_are_reported():
@@ -112,3 +112,115 @@ def test_a_weight_that_a_hook_computes_is_reported():
     report = convert(model, "fa", inplace=True).conversion
     assert [site.name for site in report.sites] == ["1"]
     assert "hook" in report.skipped[0].reason
+
+
+class Language(nn.Module):
+    """Ties its output to its embedding by itself, behind a condition on the length, as is common."""
+
+    def __init__(self, check):
+        super().__init__()
+        self.check = check
+        self.words, self.places, self.layer = nn.Embedding(7, 4), nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, index):
+        return self.layer(self.embedded(index)) @ self.words.weight.T
+
+    def embedded(self, index):
+        _, length = index.shape
+        self.check(length)
+        return self.words(index) + self.places(torch.arange(length))
+
+
+def raises(length):
+    if length > 9:
+        raise ValueError("too long")
+
+
+def asserts(length):
+    assert length <= 9
+
+
+def converts(length):
+    return float(length)
+
+
+@pytest.mark.parametrize("check", [raises, asserts, converts])
+def test_a_table_that_is_applied_behind_a_condition_on_the_length_is_a_site(check):
+    plain, index = Language(check).double(), torch.randint(7, (2, 5))
+    model = convert(plain, "fa", strict=True)
+    assert {site.weight for site in model.conversion.sites} == {"layer.weight", "words.weight"}
+    assert [other.name for other in model.conversion.others] == ["places.weight"]
+    assert torch.equal(model(index), plain(index))
+    model(index).sum().backward()
+    below = torch.ones(2, 5, 7).double() @ feedback_of(model.words).F0
+    assert relative_error(model.layer.bias.grad, below.sum((0, 1))) <= EXACT
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_every_branch_is_searched_for_weights(positive):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.yes, self.no = (nn.Parameter(torch.randn(4, 4)) for _ in range(2))
+
+        def forward(self, x):
+            while x.norm() > 1e3:
+                x = x / 2
+            return x @ self.yes if x.sum() > 0 else x @ self.no
+
+    model = convert(Branches().double(), "fa")
+    assert {site.weight for site in model.conversion.sites} == {"yes", "no"}
+    x = torch.full((2, 4), 1.0 if positive else -1.0).double()
+    F0 = feedback_of(model, "yes" if positive else "no").F0
+    assert relative_error(error_below(model, x), torch.ones(2, 4).double() @ F0.T) <= EXACT
+
+
+def test_a_table_that_may_be_applied_where_nothing_can_be_followed_is_named():
+    class Unclear(Language):
+        def forward(self, index):
+            h = self.layer(self.words(index)) * float(index.sum() > 0)
+            return h @ self.words.weight.T
+
+    report = convert(Unclear(None), "fa").conversion
+    assert [left.name for left in report.skipped] == ["words.weight"]
+
+
+def test_a_childs_weight_behind_an_optional_argument_is_a_site():
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.layer = nn.Embedding(7, 4), nn.Linear(4, 4)
+
+        def forward(self, x, targets=None):
+            h = self.layer(x)
+            return h if targets is None else functional.cross_entropy(h @ self.words.weight.T, targets)
+
+    plain = Loss().double()
+    model, x, targets = convert(plain, "fa"), torch.randn(3, 4).double(), torch.tensor([1, 2, 0])
+    model(x, targets).backward()
+    scores = (plain.layer(x) @ plain.words.weight.T).detach().requires_grad_()
+    functional.cross_entropy(scores, targets).backward()
+    assert relative_error(model.layer.bias.grad, (scores.grad @ feedback_of(model.words).F0).sum(0)) <= EXACT
+
+
+def test_childrens_weights_behind_a_flag_that_is_set_later_have_their_feedback():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.fused = nn.Linear(4, 3, bias=False), nn.Linear(4, 2, bias=False), False
+
+        def forward(self, x):
+            if self.fused:
+                return functional.linear(x, torch.cat([self.q.weight, self.k.weight]))
+            return torch.cat([self.q(x), self.k(x)], -1)
+
+    model, x = convert(Fused().double(), "fa"), torch.randn(3, 4).double()
+    apart = error_below(model, x)
+    model.fused = True
+    assert relative_error(error_below(model, x), apart) <= EXACT
+
+
+def test_a_compiled_layer_among_others_is_converted():
+    compiled = torch.compile(nn.Linear(4, 4), backend="eager")
+    report = convert(nn.Sequential(compiled, nn.Linear(4, 3)), "fa").conversion
+    assert [site.weight for site in report.sites] == ["0._orig_mod.weight", "1.weight"]
