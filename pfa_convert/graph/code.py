@@ -53,7 +53,7 @@ def weights_it_names(module: nn.Module) -> set[str]:
     paths = {path: weight_path(path) for path, p in module.named_parameters() if "." in path and is_weight(p)}
     if not paths or of_torch(module):
         return set()
-    named = _names_by_method(plain_class(module))
+    named = _names_by_method(plain_class(module))  # type: ignore[arg-type]
     parts = {path: _named_parts(module, weight) for path, weight in paths.items()}
     return {path for path in paths if any(parts[path] <= names for names in named)}
 
