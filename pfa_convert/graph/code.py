@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
 from types import CodeType, FunctionType
@@ -62,7 +62,9 @@ def weights_it_names(module: nn.Module) -> set[str]:
 def _names_by_method(kind: type[nn.Module]) -> list[set[str]]:
     """Return the names that each method of a class comes to in which there is a product."""
     methods = dict(_methods_of(kind))
-    named = [_all_names(method, methods) for name, method in methods.items() if not name.startswith("__")]
+    named = [
+        set(_all_names(method, methods)) for name, method in methods.items() if not name.startswith("__")
+    ]
     return [names for names in named if names & PRODUCT_NAMES]
 
 
@@ -93,18 +95,17 @@ def _named_parts(module: nn.Module, path: str) -> set[str]:
     return parts if isinstance(holder, CONTAINERS) else {*parts, name}
 
 
-def _all_names(method: FunctionType, methods: dict[str, FunctionType]) -> set[str]:
-    """Return the names in a method's code, and in the methods and functions that it names."""
-    seen, stack, names = {method}, [method], set[str]()
+def _all_names(function: FunctionType, methods: Mapping[str, FunctionType]) -> Iterator[str]:
+    """Yield the names in a function's code, and in the functions and those of the methods that it names."""
+    seen, stack = {function}, [function]
     while stack:
         current = stack.pop()
         for name in _names(current.__code__):
-            names.add(name)
+            yield name
             named = methods.get(name) or current.__globals__.get(name)
             if isinstance(named, FunctionType) and named not in seen and not _of_torch(named):
                 seen.add(named)
                 stack.append(named)
-    return names
 
 
 def _of_torch(function: FunctionType) -> bool:
@@ -131,20 +132,7 @@ def _methods_of(kind: type[nn.Module]) -> Iterator[tuple[str, FunctionType]]:
 @cache
 def could_apply_weights(function: FunctionType) -> bool:
     """Follow the names in a function's code, and in the functions of other modules that it names."""
-    seen: set[FunctionType] = {function}
-    stack = [function]
-    while stack:
-        current = stack.pop()
-        for name in _names(current.__code__):
-            if name in PRODUCT_NAMES:
-                return True
-            named = current.__globals__.get(name)
-            if not isinstance(named, FunctionType) or _of_torch(named):
-                continue
-            if named not in seen:
-                seen.add(named)
-                stack.append(named)
-    return False
+    return any(name in PRODUCT_NAMES for name in _all_names(function, {}))
 
 
 @cache

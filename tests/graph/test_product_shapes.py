@@ -49,20 +49,26 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", SHAPES)
-def test_every_rule_is_the_ordinary_formula_with_its_F(name, rule):
-    torch.manual_seed(0)
-    forward, weight, size = SHAPES[name]
-    plain, x = module(forward, W=parameter(*weight)).double(), torch.randn(size, dtype=torch.float64)
-    model, twin = convert(plain, rule.split()[0], options=RULES[rule]), copy.deepcopy(plain)
-    assert [site.weight for site in model.conversion.sites] == ["W"]
+def assert_ordinary_formula(model, plain, x):
+    """The error below is that of the plain model with F in place of W; all else is the plain one's."""
+    twin = copy.deepcopy(plain)
     with torch.no_grad():
         twin.W.copy_(feedback_of(model, "W").feedback_weight(plain.W))
     (output, below, ours), (plain_output, _, theirs) = gradients(model, x), gradients(plain, x)
     assert torch.equal(output, plain_output)
     assert relative_error(below, gradients(twin, x)[1]) <= EXACT
     assert relative_error(ours["W"], theirs["W"]) <= EXACT
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_rule_is_the_ordinary_formula_with_its_F(name, rule):
+    torch.manual_seed(0)
+    forward, weight, size = SHAPES[name]
+    plain, x = module(forward, W=parameter(*weight)).double(), torch.randn(size, dtype=torch.float64)
+    model = convert(plain, rule.split()[0], options=RULES[rule])
+    assert [site.weight for site in model.conversion.sites] == ["W"]
+    assert_ordinary_formula(model, plain, x)
 
 
 GROUPED = {
@@ -86,13 +92,7 @@ def test_groups_that_a_forward_computes_leave_one_formula_for_every_size_of_batc
     torch.manual_seed(0)
     forward, weight = GROUPED[name]
     plain, x = module(forward, W=parameter(*weight)).double(), torch.randn(batch, 8, 9).double()
-    model, twin = convert(plain, rule.split()[0], options=RULES[rule]), copy.deepcopy(plain)
-    with torch.no_grad():
-        twin.W.copy_(feedback_of(model, "W").feedback_weight(plain.W))
-    (output, below, ours), (plain_output, _, theirs) = gradients(model, x), gradients(plain, x)
-    assert torch.equal(output, plain_output)
-    assert relative_error(below, gradients(twin, x)[1]) <= EXACT
-    assert relative_error(ours["W"], theirs["W"]) <= EXACT
+    assert_ordinary_formula(convert(plain, rule.split()[0], options=RULES[rule]), plain, x)
 
 
 @pytest.mark.parametrize("name", ["depthwise", "depthwise, two outputs each", "grouped"])
