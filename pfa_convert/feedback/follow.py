@@ -26,6 +26,7 @@ from pfa_convert.feedback.functions import (
     multiplies,
 )
 from pfa_convert.feedback.learned import Learned, Noted, Operand
+from pfa_convert.feedback.own_functions import OwnFunctions
 from pfa_convert.feedback.products import Product, product_of
 from pfa_convert.feedback.repeat import repeatable
 
@@ -42,11 +43,13 @@ class FollowWeights(TorchFunctionMode):
         super().__init__()
         self._learned = Noted(weights)
         self._constants = Noted(Learned(constant) for constant in constants)
+        self._functions = OwnFunctions()
 
     def forget(self) -> None:
         """Let go of all tensors: they refer back to what notes them, and would be kept until a collection."""
         self._learned.clear()
         self._constants.clear()
+        self._functions.forget()
 
     def applied(
         self,
@@ -70,6 +73,7 @@ class FollowWeights(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():
+            self._functions.notice()
             return self.without_gradients(func, args, kwargs)
         if func is functional.multi_head_attention_forward:
             with self:
@@ -96,6 +100,26 @@ class FollowWeights(TorchFunctionMode):
 
     def find(self, tensor: Any) -> Learned | None:
         """Return what is known of a tensor that is learned."""
+        found = self._learned.find(tensor)
+        return self._made_by_own_function(tensor) if found is None else found
+
+    def _made_by_own_function(self, tensor: Any) -> Learned | None:
+        """Note and return what an autograd function of the user's own has computed from weights."""
+        call = self._functions.call_that_made(tensor)
+        if call is None:
+            return None
+        given = [(operand, self.find(operand)) for operand in tensors_of(call.args, {})]
+        learned = [found for _, found in given if found is not None and not found.mixed]
+        others = [operand for operand, found in given if found not in learned]
+        if not learned or not all(map(self.is_constant, others)):
+            return None
+        if self.with_taps(call.args, {}, learned)[0] is not call.args:
+            name = type(tensor.grad_fn).__name__.removesuffix("Backward")
+            raise RuntimeError(
+                f"{name} keeps the gradient of a weight from its plastic feedback state: "
+                "give the layer the strategy 'collapsed'"
+            )
+        self._note(call.again, call.args, {}, tensor, learned, mixed=False)
         return self._learned.find(tensor)
 
     def remember(self, learned: Learned) -> None:
@@ -229,7 +253,7 @@ class FollowWeights(TorchFunctionMode):
             shared = Learned(None, recompute=recompute)
             made_of = [(part, _part(shared, index)) for index, part in enumerate(result)]
         for tensor, again in made_of:
-            if isinstance(tensor, Tensor) and self.find(tensor) is None:
+            if isinstance(tensor, Tensor) and self._learned.find(tensor) is None:
                 made = Learned(tensor, mixed=mixed, recompute=again, direct=learned[0].direct)
                 self.describe(func, args, kwargs, learned, made)
                 self.remember(made)

@@ -28,7 +28,7 @@ def repeatable(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, 
         return _writing_copies(func, args, kwargs)
     if not draws(func):
         return func
-    return _redrawing(func, next(tensors_of(args, kwargs)).device, kwargs.get("generator"))
+    return redrawing(func, next(tensors_of(args, kwargs)).device, kwargs.get("generator"))
 
 
 def repeatable_module(module: nn.Module, tensors: Sequence[Tensor]) -> Callable[..., Any]:
@@ -39,10 +39,10 @@ def repeatable_module(module: nn.Module, tensors: Sequence[Tensor]) -> Callable[
     again: Callable[..., Any] = module
     if buffers:
         again = lambda *args: torch.func.functional_call(module, buffers, args)  # noqa: E731
-    return _redrawing(again, tensors[0].device)
+    return redrawing(again, tensors[0].device)
 
 
-def _redrawing(
+def redrawing(
     func: Callable[..., Any], device: torch.device, given: torch.Generator | None = None
 ) -> Callable[..., Any]:
     """Return a function that draws what it would draw now, from the device's generator or a given one."""
