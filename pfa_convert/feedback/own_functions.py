@@ -42,7 +42,8 @@ class _Running(NamedTuple):
             return self.ctx is node
         forward: Any = inspect.unwrap(node._forward_cls.forward)
         edges = [edge for edge, _ in node.next_functions]
-        return forward.__code__ is self.frame.f_code and edges == [*map(_edge, tensors_of(self.args, {}))]
+        same = getattr(forward, "__code__", None) is self.frame.f_code
+        return same and edges == [*map(_edge, tensors_of(self.args, {}))]
 
 
 class OwnFunctions:

@@ -10,9 +10,10 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 
 from torch import nn
+from torch.autograd import Function
 
 from pfa_convert.feedback.products import PRODUCTS
 from pfa_convert.graph.sites import CONTAINERS, is_weight, of_torch, plain_class, weight_path
@@ -95,13 +96,35 @@ def _named_parts(module: nn.Module, path: str) -> set[str]:
     return parts if isinstance(holder, CONTAINERS) else {*parts, name}
 
 
+def calls_autograd_function(module: nn.Module) -> bool:
+    """Say whether code of the module's class names a `torch.autograd.Function`."""
+    methods = dict(own_methods(module))
+    reached = {function for method in methods.values() for function in _reached(method, methods)}
+    return any(isinstance(v, type) and issubclass(v, Function) for f in reached for v in _values_named(f))
+
+
+def _values_named(function: FunctionType) -> Iterator[object]:
+    """Yield the global values that a function names, and those in the modules among them."""
+    names = _names(function.__code__)
+    for value in (function.__globals__.get(name) for name in names):
+        yield value
+        if isinstance(value, ModuleType):
+            yield from (vars(value).get(name) for name in names)
+
+
 def _all_names(function: FunctionType, methods: Mapping[str, FunctionType]) -> Iterator[str]:
     """Yield the names in a function's code, and in the functions and those of the methods that it names."""
+    for reached in _reached(function, methods):
+        yield from _names(reached.__code__)
+
+
+def _reached(function: FunctionType, methods: Mapping[str, FunctionType]) -> Iterator[FunctionType]:
+    """Yield a function, and the functions and those of the methods that its code names, and theirs."""
     seen, stack = {function}, [function]
     while stack:
         current = stack.pop()
+        yield current
         for name in _names(current.__code__):
-            yield name
             named = methods.get(name) or current.__globals__.get(name)
             if isinstance(named, FunctionType) and named not in seen and not _of_torch(named):
                 seen.add(named)

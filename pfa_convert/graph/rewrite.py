@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pfa_convert.feedback.direct import DirectPathway, OutputErrors, with_output_tap
 from pfa_convert.feedback.layers.unrolled import UNROLLED
 from pfa_convert.feedback.redirect import run_redirected
 from pfa_convert.feedback.weight import FeedbackWeight
-from pfa_convert.graph.code import methods_that_name
+from pfa_convert.graph.code import calls_autograd_function, methods_that_name
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import KEPT_ATTRIBUTES, Discovery, feedback_path, joined
 from pfa_convert.graph.subclass import change_class, plain_again, with_layer_forward, with_wrapped_method
@@ -63,8 +64,9 @@ def rewrite_owner(owner: nn.Module, weights: Iterable[str]) -> None:
     if not kept:
         return
     owner.redirected_weights = kept  # type: ignore[assignment]
+    wrap = redirecting_uncompiled if calls_autograd_function(owner) else redirecting
     for name in methods_that_name(owner, {weight[0] for weight, _ in kept}):
-        change_class(owner, with_wrapped_method, name, redirecting)
+        change_class(owner, with_wrapped_method, name, wrap)
 
 
 @cache
@@ -76,6 +78,13 @@ def redirecting(method: Callable[..., Any]) -> Callable[..., Any]:
         return run_redirected(method, list(_weights_of(self)), _constants_of(self), self, *args, **kwargs)
 
     return redirected
+
+
+@cache
+def redirecting_uncompiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same, which `torch.compile` leaves as it is: it hides what an autograd function is given."""
+    uncompiled: Callable[..., Any] = torch.compiler.disable(redirecting(method))
+    return uncompiled
 
 
 def _weights_of(owner: Any) -> Iterator[tuple[nn.Parameter, FeedbackWeight]]:

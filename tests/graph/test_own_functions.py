@@ -143,6 +143,17 @@ def test_the_error_goes_through_the_function_of_the_feedback_weight(name, rule):
     assert verify(model, x).balanced
 
 
+def test_compiled_it_is_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), convert(OfParts(5, 3), "fa")).double()
+    x = torch.randn(6, 4).double()
+    results = [run(one, x) for one in (copy.deepcopy(model), torch.compile(model, backend="aot_eager"))]
+    assert all(
+        relative_error(theirs, ours) <= EXACT for ours, theirs in zip(*(r[:2] for r in results), strict=True)
+    )
+    assert results[0][2].keys() == {name.removeprefix("_orig_mod.") for name in results[1][2]}
+
+
 def test_random_numbers_after_it_are_those_of_the_plain_model():
     torch.manual_seed(0)
     module, x = MODULES["draws"]()
