@@ -77,8 +77,11 @@ def _is_scaled_weight(factor: Operand) -> bool:
 def mixture(name: str, operands: Sequence[Operand]) -> Data:
     """Return what is known of an operation's result that activations took part in.
 
-    It keeps the Parameters of a weight that activations scale, until anything but such a thing happens.
+    It keeps the Parameters of a weight that activations scale, until anything but such a thing happens. The
+    matrices that they look up in a stack are weights as they were.
     """
+    if _takes_matrices(name, operands):
+        return Data(Kind.LEARNED, operands[0].data.parameters)
     if name not in ops.KEEPS_MIXTURES:
         return ACTIVATION
     largest = max(one.tensor.numel() for one in operands)
@@ -93,6 +96,15 @@ def mixture(name: str, operands: Sequence[Operand]) -> Data:
     if not mixed:
         return ACTIVATION
     return Data(Kind.ACTIVATION, NOTHING.union(*(one.data.parameters for one in mixed)), whole)
+
+
+def _takes_matrices(name: str, operands: Sequence[Operand]) -> bool:
+    """Say whether an operation looks up something of two or more dimensions in what is learned."""
+    stack, *indices = operands
+    if stack.data.kind is not Kind.LEARNED or name not in ("index", "index_select"):
+        return False
+    taken = sum(one.tensor.dim() if one.tensor.dtype is torch.bool else 1 for one in indices)
+    return stack.tensor.dim() - taken >= 2
 
 
 def large_dimensions(tensor: Tensor, dimensions: int) -> set[int]:

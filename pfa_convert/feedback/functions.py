@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pfa_convert.feedback.lookup import axes_of_item, takes_matrices
 from pfa_convert.feedback.products import product_of
 
 
 def is_lookup(func: Any) -> bool:
     """Say whether a function takes rows of a table."""
     return plain_name(func) in _LOOKUPS
+
+
+def looks_up_matrices(func: Any, arguments: Sequence[Any], kwargs: dict[str, Any], dimensions: int) -> bool:
+    """Say whether a function takes whole matrices out of a stack; `arguments` are those behind the stack."""
+    return takes_matrices(plain_name(func), arguments, kwargs, dimensions)
 
 
 def makes_new_values(func: Any) -> bool:
@@ -73,9 +79,7 @@ def axes_after(
     if axes is None:
         return None
     size = len(axes)
-    if name in ("t", "T", "mT", "H", "mH", "adjoint") and size == 2:
-        return axes[::-1]
-    if name in ("mT", "mH", "adjoint"):
+    if name in ("t", "T", "mT", "H", "mH", "adjoint") and size > 1:
         return (*axes[:-2], axes[-1], axes[-2])
     if name in ("transpose", "swapaxes", "swapdims"):
         first, second = [*arguments, *kwargs.values()][:2]
@@ -88,6 +92,8 @@ def axes_after(
         order = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else arguments
         known = len(order) == size and all(isinstance(d, int) for d in order)
         return tuple(axes[d] for d in order) if known else None
+    if name == "getitem":
+        return axes_of_item(arguments[0], axes)
     if name in _RESHAPING or (dimensions is not None and dimensions != size):
         return None
     return axes

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pfa_convert.feedback.calls import Slot, argument
 from pfa_convert.feedback.layout import WeightLayout, product_layout
+from pfa_convert.feedback.lookup import NO_AXIS
 from pfa_convert.feedback.roles import (
     Roles,
     conv_tbc_roles,
@@ -166,8 +167,10 @@ def operand_layout(
 ) -> WeightLayout:
     """Return the layout of a Parameter of this shape that a call multiplies as operand number `index`.
 
-    `axes` are the Parameter's dimensions in the order in which the operand has them; None where the
-    operand is computed such that it cannot be said. Then it counts as a weight of the Parameter's shape.
+    `axes` are the Parameter's dimensions in the order in which the operand has them, its last ones at least;
+    None where the operand is computed such that it cannot be said. Then it counts as a weight of the
+    Parameter's shape. A dimension that is gone, as the first of `W[expert]`, counts as repeated: each of the
+    matrices is a weight.
     """
     as_it_is = axes is None or axes == tuple(range(len(shape)))
     convolution = product.name.startswith(("conv", "deform")) and len(shape) > 2
@@ -175,13 +178,39 @@ def operand_layout(
         transposed = is_transposed(product, args, kwargs)
         groups = _known_groups(groups_of(product, args, kwargs), shape, transposed)
         return WeightLayout(shape, groups, transposed)
-    roles = product.roles(index, len(axes), args, kwargs) if axes and product.roles else None
-    if axes is None or len(axes) != len(shape) or (roles and max((*roles.inputs, *roles.batch)) >= len(axes)):
-        return WeightLayout(shape) if len(shape) > 1 else product_layout(shape, (0,), ())
-    if roles is None:
-        roles = Roles(tuple(range(1, len(axes))) or (0,))  # a vector has one output
-    inputs, batch = (tuple(sorted(axes[d] for d in dims)) for dims in (roles.inputs, roles.batch))
-    return product_layout(shape, inputs, batch)
+    if not axes:
+        return _as_it_is(shape)
+    roles = _roles(product, index, len(axes), args, kwargs)
+    inputs, repeated = (_among(axes, dimensions) for dimensions in (roles.inputs, roles.batch))
+    gone = set(range(len(shape))) - set(axes)
+    return product_layout(shape, inputs, tuple(sorted({*repeated, *gone}))) if inputs else _as_it_is(shape)
+
+
+def _as_it_is(shape: tuple[int, ...]) -> WeightLayout:
+    return WeightLayout(shape) if len(shape) > 1 else product_layout(shape, (0,), ())
+
+
+def _among(axes: tuple[int, ...], dimensions: Sequence[int]) -> tuple[int, ...]:
+    """Return which of a Parameter's dimensions an operand's are, of those that are any."""
+    size = len(axes)
+    return tuple(sorted({axes[d] for d in dimensions if -size <= d < size} - {NO_AXIS}))
+
+
+def _roles(product: Product, index: int, size: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Roles:
+    """Return the roles of an operand's dimensions, of which `size` are known."""
+    roles = product.roles(index, size, args, kwargs) if product.roles else None
+    if roles is not None:
+        return roles
+    first = -_DIMENSIONS.get(product.name, size)
+    inputs = tuple(range(first + 1, 0)) or (-1,)  # a vector has one output
+    if is_transposed(product, args, kwargs):
+        inputs = (first, *range(first + 2, 0))
+    grouped = product.weight is not None and groups_of(product, args, kwargs) != 1
+    return Roles(inputs, (first,) if grouped else ())  # it is not known which outputs belong together
+
+
+_DIMENSIONS = {"linear": 2, **{name: int(name[-2]) + 2 for name in _CONVOLUTIONS}}
+"""How many dimensions a weight has in these products' place for it."""
 
 
 def is_transposed(product: Product, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -14,7 +14,10 @@ from pfa_convert.feedback.calls import argument
 
 @dataclass(frozen=True)
 class Roles:
-    """What the dimensions of an operand are: summed over with another operand, or repeated (`batch`)."""
+    """What the dimensions of an operand are: summed over with another operand, or repeated (`batch`).
+
+    Negative numbers count from the last.
+    """
 
     inputs: tuple[int, ...]
     batch: tuple[int, ...] = ()
@@ -48,10 +51,9 @@ def einsum_roles(index: int, dimensions: int, args: Sequence[Any], kwargs: dict[
         labels = list(mine)
     others = set("".join(operands[:index] + operands[index + 1 :]))
     shown = set(right) if arrow else {label for label in left if left.count(label) == 1}
-    inputs = tuple(d for d, label in enumerate(labels) if label not in shown and label[0] != ".")
-    batch = tuple(
-        d for d, label in enumerate(labels) if label[0] == "." or (label in shown and label in others)
-    )
+    numbered = list(enumerate(labels, start=-len(labels)))
+    inputs = tuple(d for d, label in numbered if label not in shown and label[0] != ".")
+    batch = tuple(d for d, label in numbered if label[0] == "." or (label in shown and label in others))
     return Roles(inputs, batch)
 
 

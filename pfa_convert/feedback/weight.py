@@ -89,6 +89,10 @@ class FeedbackWeight(nn.Module):
         """The number of elements of the state."""
         return sum(tensor.numel() for tensor in self.state() if tensor is not None)
 
+    def forward(self, x: Any) -> Any:
+        """Return `x`: nothing is done to it where a forward calls all that its module holds, one by one."""
+        return x
+
     @property
     def coupled(self) -> bool:
         """Whether the state follows an optimizer that still exists."""

@@ -22,10 +22,10 @@ from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
 from pfa_convert.graph.signatures import Call, call_of, call_with_everything
 from pfa_convert.graph.sites import (
-    CONTAINERS,
     NOT_REACHED,
     Discovery,
     Site,
+    is_container,
     is_weight,
     joined,
     plain_class,
@@ -105,7 +105,7 @@ class _Walk:
         self._reached.add(module)
         if isinstance(module, torch.jit.ScriptModule):
             self._skip_all(module, SCRIPTED)
-        elif isinstance(module, CONTAINERS):
+        elif is_container(module):
             for child in module.children():
                 self._visit(child, training)
         else:
@@ -224,7 +224,7 @@ class _Walk:
 
     def _user_of(self, module: nn.Module) -> nn.Module:
         """Return the module whose code uses a module's Parameters: for a mere list, the one that has it."""
-        while isinstance(module, CONTAINERS) and self._names[module]:
+        while is_container(module) and self._names[module]:
             module = self._model.get_submodule(self._names[module].rpartition(".")[0])
         return module
 

@@ -22,11 +22,13 @@ from pfa_convert.feedback.functions import (
     is_elementwise,
     is_lookup,
     keeps_mixtures,
+    looks_up_matrices,
     makes_new_values,
     plain_name,
     those_that_count,
 )
 from pfa_convert.feedback.layout import WeightLayout
+from pfa_convert.feedback.lookup import looked_up_in
 from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import Product, is_scale, operand_layout, product_of
 from pfa_convert.graph.arguments import applies_argument
@@ -214,12 +216,18 @@ class _Flow:
                 if self._values[entry].learned:
                     use = use_name(function, node.args, node.kwargs, entry)
                     self._use(node, [self._values[entry]], use)
+            stack = self._values.get(looked_up_in(node.args, node.kwargs), _CONSTANT)
+            others, named = node.args[1:], dict(node.kwargs)
+            if stack.learned and stack.axes and looks_up_matrices(function, others, named, len(stack.axes)):
+                return _Value(paths, axes_after(name, others, named, stack.axes))
             if not is_lookup(function) and not is_elementwise(function):
                 return _ACTIVATION
             return _Value(paths, mixed=True, activation=True)
         if learned:
             traced = not is_plain_function(function)
             known = traced and (len(learned) == 1 or is_elementwise(function))
+            if name == "getitem" and node.all_input_nodes[0].op != "get_attr":
+                return _Value(paths, weights[0].axes)  # perhaps one of several, as of `W.chunk(3)`
             axes = axes_after(name, node.args[1:], dict(node.kwargs), weights[0].axes) if known else None
             return _Value(paths, axes)
         if paths and keeps_mixtures(function):

@@ -57,7 +57,7 @@ class OtherUse:
 
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-"""What has no forward: those that have it call or apply what is in it."""
+"""What has no forward, unless a subclass gives it one: those that have it call or apply what is in it."""
 
 NOT_REACHED = "no forward that could be followed uses it"
 
@@ -140,6 +140,11 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that the user wrote, also after a rewrite."""
     plain: type[nn.Module] = getattr(type(module), "plain_class", type(module))
     return plain
+
+
+def is_container(module: nn.Module) -> bool:
+    """Say whether a module has no forward, and only holds what others call or apply."""
+    return isinstance(module, CONTAINERS) and type(module).forward is nn.Module.forward
 
 
 def of_torch(module: nn.Module) -> bool:
