@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pfa_convert.audit import operations as ops
 from pfa_convert.audit.data import ACTIVATION, NOTHING, Data, Kind, joined
+from pfa_convert.feedback.lookup import ALONG_A_DIMENSION
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def mixture(name: str, operands: Sequence[Operand]) -> Data:
 def _takes_matrices(name: str, operands: Sequence[Operand]) -> bool:
     """Say whether an operation looks up something of two or more dimensions in what is learned."""
     stack, *indices = operands
-    if stack.data.kind is not Kind.LEARNED or name not in ("index", "index_select"):
+    if stack.data.kind is not Kind.LEARNED or name not in ("index", *ALONG_A_DIMENSION):
         return False
     taken = sum(one.tensor.dim() if one.tensor.dtype is torch.bool else 1 for one in indices)
     return stack.tensor.dim() - taken >= 2

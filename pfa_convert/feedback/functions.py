@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pfa_convert.feedback.lookup import axes_of_item, takes_matrices
+from pfa_convert.feedback.calls import argument
+from pfa_convert.feedback.lookup import ALONG_A_DIMENSION, axes_along, axes_of_item, takes_matrices
 from pfa_convert.feedback.products import product_of
 
 
@@ -94,6 +95,8 @@ def axes_after(
         return tuple(axes[d] for d in order) if known else None
     if name == "getitem":
         return axes_of_item(arguments[0], axes)
+    if name in ALONG_A_DIMENSION:
+        return axes_along(argument(arguments, kwargs, 0, "dim", None), axes)
     if name in _RESHAPING or (dimensions is not None and dimensions != size):
         return None
     return axes

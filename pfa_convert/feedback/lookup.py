@@ -18,6 +18,10 @@ NO_AXIS = -1
 """A dimension that is none of the weight's, in the order of those of what is computed from it."""
 
 
+ALONG_A_DIMENSION = frozenset(["index_select", "gather"])
+"""Functions that look up along one dimension; `gather` does so with an index that was expanded."""
+
+
 def looked_up_in(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Return what a call takes something out of."""
     return argument(args, kwargs, 0, "input", None)
@@ -28,7 +32,7 @@ def takes_matrices(name: str, arguments: Sequence[Any], kwargs: dict[str, Any], 
 
     `name` is the function's; `arguments` are those behind the weight.
     """
-    if name == "index_select":
+    if name in ALONG_A_DIMENSION:
         return dimensions > 2
     if name != "getitem":
         return False
@@ -50,6 +54,14 @@ def axes_of_item(index: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
         for axis, entry in zip(axes, entries, strict=True)
     ]
     return tuple(axis for several in kept for axis in several)
+
+
+def axes_along(dimension: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the order of dimensions where that number `dimension` was looked up; None if it is no number."""
+    if not isinstance(dimension, int):
+        return None
+    looked_up = dimension % len(axes)
+    return tuple(NO_AXIS if place == looked_up else axis for place, axis in enumerate(axes))
 
 
 def _in_full(index: Any, dimensions: int) -> list[Any] | None:

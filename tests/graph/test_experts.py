@@ -29,6 +29,11 @@ LOOKED_UP = {
     "stored the other way": (lambda W, x, i: x[:, None] @ W[i], (E, N_IN, N_OUT)),
     "index_select": (lambda W, x, i: torch.bmm(W.index_select(0, i), x[:, :, None]), STACK),
     "by keywords": (lambda W, x, i: torch.index_select(input=W, dim=0, index=i) @ x[:, :, None], STACK),
+    "summed over the chosen": (lambda W, x, i: torch.einsum("koi,ki->o", W.index_select(0, i), x), STACK),
+    "gather": (
+        lambda W, x, i: torch.bmm(W.gather(0, i[:, None, None].expand(-1, N_OUT, N_IN)), x[:, :, None]),
+        STACK,
+    ),
     "scaled": (lambda W, x, i: torch.einsum("boi,bi->bo", 2 * W[i], x), STACK),
     "with slices": (lambda W, x, i: torch.bmm(W[i, :, :], x[:, :, None]), STACK),
     "with an ellipsis": (lambda W, x, i: torch.bmm(W[i, ...], x[:, :, None]), STACK),
