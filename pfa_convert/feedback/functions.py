@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfa_convert.feedback.calls import argument
-from pfa_convert.feedback.lookup import ALONG_A_DIMENSION, axes_along, axes_of_item, takes_matrices
+from pfa_convert.feedback.lookup import ALONG_A_DIMENSION, NO_AXIS, axes_along, axes_of_item, takes_matrices
 from pfa_convert.feedback.products import product_of
 
 
@@ -97,6 +97,8 @@ def axes_after(
         return axes_of_item(arguments[0], axes)
     if name in ALONG_A_DIMENSION:
         return axes_along(argument(arguments, kwargs, 0, "dim", None), axes)
+    if name == "stack" and argument(arguments, kwargs, 0, "dim", 0) == 0:
+        return (NO_AXIS, *axes)
     if name in _RESHAPING or (dimensions is not None and dimensions != size):
         return None
     return axes

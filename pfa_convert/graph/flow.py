@@ -225,7 +225,7 @@ class _Flow:
             return _Value(paths, mixed=True, activation=True)
         if learned:
             traced = not is_plain_function(function)
-            known = traced and (len(learned) == 1 or is_elementwise(function))
+            known = traced and (len(learned) == 1 or is_elementwise(function) or name == "stack")
             if name == "getitem" and node.all_input_nodes[0].op != "get_attr":
                 return _Value(paths, weights[0].axes)  # perhaps one of several, as of `W.chunk(3)`
             axes = axes_after(name, node.args[1:], dict(node.kwargs), weights[0].axes) if known else None

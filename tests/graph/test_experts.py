@@ -155,6 +155,35 @@ def test_a_mixture_of_experts_learns_by_the_formulas(strategy):
         assert relative_error(feedback.R.grad, feedback.B.mT @ grad_W) <= EXACT
 
 
+class OfLayers(nn.Module):
+    """Experts that are layers of their own, put together before they are looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.below = nn.Linear(4, N_IN)
+        self.experts = nn.ModuleList(nn.Linear(N_IN, N_OUT, bias=False) for _ in range(E))
+
+    def forward(self, x, index):
+        W = torch.stack([expert.weight for expert in self.experts])
+        return torch.einsum("boi,bi->bo", W[index], self.below(x))
+
+
+@pytest.mark.parametrize("rule", ["fa", "pfa"])
+def test_experts_that_are_layers_each_send_the_error_through_their_own_feedback(rule):
+    torch.manual_seed(0)
+    model, (x, index) = convert(OfLayers().double(), rule), given()
+    delta = torch.randn(6, N_OUT, dtype=torch.float64)
+    model(x, index).backward(delta)
+    F = [feedback_of(layer).feedback_weight(layer.weight).detach() for layer in model.experts]
+    error = torch.stack([row @ F[expert] for row, expert in zip(delta, index, strict=True)])
+    assert relative_error(model.below.weight.grad, error.t() @ x) <= EXACT
+    hidden = model.below(x).detach()
+    chosen = index == 4
+    assert relative_error(model.experts[4].weight.grad, delta[chosen].t() @ hidden[chosen]) <= EXACT
+    assert {site.kind for site in model.conversion.sites} == {"Linear", "einsum()"}
+    assert verify(model, x, index).balanced
+
+
 def rows_of_a_table(s, x):
     return s.layer(x + s.table[x.argmax(1)])
 
