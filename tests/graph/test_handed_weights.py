@@ -1,0 +1,344 @@
+"""Weights that a module hands to a child, which applies them or makes another weight of them."""
+
+import copy
+
+import pytest
+import torch
+from harness import EXACT, relative_error
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from pfa_convert import convert, verify
+
+
+def sent(product, x, W, F):
+    """`product(x, W)`, from which `W` learns as ever, and whose error goes through `F`; by plain autograd."""
+    twin = product(x, F.detach())
+    return product(x.detach(), W) + twin - twin.detach()
+
+
+def linear(x, W, F):
+    return sent(functional.linear, x, W, F)
+
+
+class Head(nn.Module):
+    def forward(self, x, w):
+        return x @ w.t()
+
+
+class Keyword(nn.Module):
+    """Applies the one of two weights that it is given by name."""
+
+    def forward(self, x, *, factor=1.0, w=None):
+        return x if w is None else factor * torch.einsum("bi,oi->bo", x, w)
+
+
+class Outer(nn.Module):
+    """Hands on what it is handed."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = Head()
+
+    def forward(self, pair):
+        x, w = pair
+        return self.head(x, w=w)
+
+
+class Convolving(nn.Module):
+    def forward(self, x, *weights):
+        for w in weights:
+            x = functional.conv2d(x, w, stride=2, padding=1)
+        return x
+
+
+class Quantise(nn.Module):
+    """Learned step size (Esser et al. 2020): `step * round(clamp(w / step))`, straight through."""
+
+    def __init__(self, step=0.2):
+        super().__init__()
+        self.step = nn.Parameter(torch.tensor(step))
+        self.register_buffer("limit", torch.tensor(3.0))
+
+    def forward(self, w):
+        scale = 1 / (w.numel() * 3) ** 0.5
+        step = self.step * scale + (self.step - self.step * scale).detach()
+        levels = torch.minimum((w / step).clamp(min=-4), self.limit)
+        return (levels + (levels.round() - levels).detach()) * step
+
+
+class Low(nn.Module):
+    """A product with a handed weight and a change of its own of low rank, and one with a weight of its own."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(2, inputs))
+        self.B = nn.Parameter(torch.randn(outputs, 2))
+        self.own = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x, w):
+        return functional.linear(x, w + self.B @ self.A) + x.tanh() @ self.own.t()
+
+
+class Tied(nn.Module):
+    """The read-out applies the embedding's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.mix = nn.Linear(4, 4)
+        self.head = Head()
+        self.x = torch.tensor([1, 5, 2])
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.mix(self.embed(x))), self.embed.weight)
+
+    def formula(self, x, F):
+        h = linear(self.embed(x), self.mix.weight, F["mix.weight"]) + self.mix.bias
+        return linear(torch.tanh(h), self.embed.weight, F["embed.weight"])
+
+
+class Autoencoder(nn.Module):
+    """The decoder applies the encoder's weight, the other way round."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(5, 3)
+        self.decoder = Head()
+        self.x = torch.randn(6, 5)
+
+    def forward(self, x):
+        return self.decoder(torch.tanh(self.encoder(x)), self.encoder.weight.t())
+
+    def formula(self, x, F):
+        W, F = self.encoder.weight, F["encoder.weight"]
+        return linear(torch.tanh(linear(x, W, F) + self.encoder.bias), W.t(), F.t())
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5))
+        self.child = Keyword()
+        self.x = torch.randn(6, 5)
+
+    def forward(self, x):
+        return self.child(self.child(x), factor=0.5, w=self.weight)
+
+    def formula(self, x, F):
+        return 0.5 * linear(x, self.weight, F["weight"])
+
+
+class Levels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5))
+        self.outer = Outer()
+        self.x = torch.randn(6, 5)
+
+    def forward(self, x):
+        return self.outer((x, 2 * self.weight))
+
+    def formula(self, x, F):
+        return linear(x, 2 * self.weight, 2 * F["weight"])
+
+
+class Layers(nn.Module):
+    """A list of layers, each given the same weight, the first one twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+        self.layers = nn.ModuleList([Head(), Outer()])
+        self.x = torch.randn(6, 4)
+
+    def forward(self, x):
+        first, second = self.layers
+        return second((first(torch.tanh(first(x, self.weight)), self.weight), self.weight))
+
+    def formula(self, x, F):
+        W, F = self.weight, F["weight"]
+        return linear(linear(torch.tanh(linear(x, W, F)), W, F), W, F)
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 2, 3, 3))
+        self.second = nn.Conv2d(2, 3, 3)
+        self.child = Convolving()
+        self.x = torch.randn(2, 2, 9, 9)
+
+    def forward(self, x):
+        return self.child(x, self.weight, self.second.weight)
+
+    def formula(self, x, F):
+        def product(x, w):
+            return functional.conv2d(x, w, stride=2, padding=1)
+
+        x = sent(product, x, self.weight, F["weight"])
+        return sent(product, x, self.second.weight, F["second.weight"])
+
+
+class Quantised(nn.Linear):
+    """The error goes through the quantised feedback weight; the step learns from the weight."""
+
+    def __init__(self):
+        super().__init__(5, 3)
+        self.quantise = Quantise()
+        self.x = torch.randn(6, 5)
+
+    def forward(self, x):
+        return functional.linear(x, self.quantise(self.weight), self.bias)
+
+    def formula(self, x, F):
+        return linear(x, self.quantise(self.weight), self.quantise(F["weight"])) + self.bias
+
+
+class QuantisedForHead(Quantised):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.ModuleDict({"a": Outer()})
+
+    def forward(self, x):
+        return self.head["a"]((x, self.quantise(self.weight))) + self.bias
+
+
+class Both(nn.Module):
+    """The child has weights of its own, and is a converted module itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5))
+        self.child = Low(5, 3)
+        self.x = torch.randn(6, 5)
+
+    def forward(self, x):
+        return self.child(x, self.weight)
+
+    def formula(self, x, F):
+        A, B, own = self.child.A, self.child.B, self.child.own
+        W, G = self.weight + B @ A, F["weight"] + F["child.B"] @ F["child.A"]
+        return linear(x, W, G) + linear(x.tanh(), own, F["child.own"])
+
+
+class Checkpointed(Both):
+    def forward(self, x):
+        return checkpoint(self.child, x, self.weight, use_reentrant=False)
+
+
+class CheckpointsInside(nn.Module):
+    """A checkpoint in the child, around a product with its own weight and one with the handed weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, x, w):
+        return checkpoint(self.products, x, w, use_reentrant=False)
+
+    def products(self, x, w):
+        return torch.tanh(x @ self.own.t()) @ w.t()
+
+
+class OfCheckpoints(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4))
+        self.child = CheckpointsInside()
+        self.x = torch.randn(6, 5)
+
+    def forward(self, x):
+        return self.child(x, self.weight)
+
+    def formula(self, x, F):
+        h = torch.tanh(linear(x, self.child.own, F["child.own"]))
+        return linear(h, self.weight, F["weight"])
+
+
+class Returning(nn.Module):
+    """Has weights, and hands them back with what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.weight = nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x=None, w=None):
+        if x is None:
+            return self.weight * self.scale
+        return x + 1, w * self.scale
+
+
+class Received(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5))
+        self.child = Returning()
+        self.x = torch.randn(6, 5)
+
+    def forward(self, x):
+        x, w = self.child(x @ self.child(), self.weight)
+        return functional.linear(x, w)
+
+    def formula(self, x, F):
+        s, own = self.child.scale, self.child.weight
+        x = linear(x, s * own.t(), s * F["child.weight"].t()) + 1
+        return linear(x, s * self.weight, s * F["weight"])
+
+
+MODELS = [
+    Tied,
+    Autoencoder,
+    Named,
+    Levels,
+    Layers,
+    Convolutions,
+    Quantised,
+    QuantisedForHead,
+    Both,
+    Checkpointed,
+    OfCheckpoints,
+    Received,
+]
+
+
+def gradients(function, model, x):
+    """Return the output, dL/dx (of a float) and the gradients of the Parameters, for the loss `sum(y^3)`."""
+    model.zero_grad()
+    x = x.clone().requires_grad_(x.is_floating_point())
+    output = function(x)
+    (output**3).sum().backward()
+    learned = {n: p.grad for n, p in model.named_parameters() if p.grad is not None and "feedback" not in n}
+    return output.detach(), {"x": x.grad} | learned if x.requires_grad else learned
+
+
+def assert_is_the_formula(plain, rule, **settings):
+    """Compare a converted module with its formula, into which each site's `F` is put."""
+    plain, x = plain.double(), plain.x
+    x = x.double() if x.is_floating_point() else x
+    model = convert(plain, rule, **settings)
+    assert model.conversion.skipped == ()
+    F = {}
+    for site in model.conversion.sites:
+        holder, _, name = site.weight.rpartition(".")
+        weight = plain.get_parameter(site.weight)
+        feedback = getattr(model.get_submodule(holder), f"feedback_of_{name}")
+        F[site.weight] = feedback.feedback_weight(weight).detach()
+        assert feedback.pathway.layout.shape == weight.shape
+    output, learned = gradients(model, model, x)
+    assert torch.equal(output, plain(x))
+    expected_output, expected = gradients(lambda x: plain.formula(x, F), plain, x)
+    assert relative_error(output, expected_output) <= EXACT
+    assert learned.keys() == expected.keys()
+    for name in expected:
+        assert relative_error(learned[name], expected[name]) <= EXACT, name
+    assert verify(model, x).balanced
+    return model
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "pfa", "pfa-o", "usf"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_error_goes_through_the_feedback_weight(kind, rule):
+    assert_is_the_formula(kind(), rule)
