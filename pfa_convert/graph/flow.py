@@ -131,7 +131,7 @@ class _Flow:
         if node.op == "output":
             return _CONSTANT
         if node.op == "call_module":
-            return self._call_module(node, learned)
+            return self._call_module(node)
         function = function_of(node)
         product = product_of(function)
         if function is operator.getitem and self._is_part(*node.args):
@@ -141,20 +141,17 @@ class _Flow:
         if product is not None:
             return self._product(product, node)
         if is_plain_function(function) and learned and any(value.activation for value in inputs):
-            self._enter(node, function)
+            given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
+            self._enter(node, function, self._structure(given), f"goes into {function.__name__}()", function)
             return _ACTIVATION
         return self._compute(function, node, learned, inputs)
 
-    def _enter(self, node: fx.Node, function: Any) -> None:
-        """Note the weights that go into a function which is not traced, and whether it applies them."""
-        given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
+    def _enter(self, node: fx.Node, code: Any, given: Mapping[str, Any], use: str, called: Any) -> None:
+        """Note the weights that are given to code which is not traced, and whether that applies them."""
         for name, argument in given.items():
-            entries = argument if isinstance(argument, list | tuple) else (argument,)
-            for entry in entries:
-                value = self._values[entry] if isinstance(entry, fx.Node) else _CONSTANT
-                if value.learned:
-                    inside = function if applies_argument(function, name) else None
-                    self._use(node, [value], f"goes into {function.__name__}()", inside)
+            learned = [value for value in _leaves(argument) if value.learned]
+            applies = learned and is_plain_function(code) and applies_argument(code, name)
+            self._use(node, learned, use, called if applies else None)
 
     def _use(self, node: fx.Node, learned: list[_Value], use: str, inside: Any = None) -> None:
         ours = [value for value in learned if self._counts(value)]
@@ -171,40 +168,43 @@ class _Flow:
             return _Value(frozenset([path]), tuple(range(value.dim())))
         return _CONSTANT
 
-    def _call_module(self, node: fx.Node, learned: list[_Value]) -> _Value:
+    def _call_module(self, node: fx.Node) -> _Value:
         path = joined(self._inside, str(node.target))
         module = self._owner.get_submodule(path)
         if isinstance(module, ParametrizationList):
             holder, _, _ = path.rpartition("parametrizations.")
             layer = self._owner.get_submodule(holder.rstrip("."))
             return _Value(frozenset([f"{holder}{raw_weight(layer)}"]))
-        activation = any(self._values[n].activation for n in node.all_input_nodes)
+        given = _leaves(self._structure((node.args, node.kwargs)))
+        learned = [value for value in given if value.learned]
+        activation = any(value.activation for value in given)
         if own_layer(module) is None and (learned or not activation):
-            return self._follow(node, module, path)
+            made = self._follow(node, module, path)
+            told = made.paths | {use.path for use in self.uses[node]}
+            learned = [value for value in learned if not value.paths <= told]
+        else:
+            made = _ACTIVATION
         self._use(node, learned, f"input of {path}")
-        return _ACTIVATION
+        return made
 
     def _follow(self, node: fx.Node, module: nn.Module, path: str) -> _Value:
         """Note what a child does with the weights it is handed, and return what it makes of them."""
         trace = self._trace(module, node)
-        arguments = {name: self._structure(a) for name, a in arguments_of(module, node).items()}
-        handed = _whole(arguments)
+        given = self._structure(arguments_of(module, node))
+        handed = _whole(given)
         counting = handed.paths if self._handed is None else self._handed
         without = self._without_gradients or node.meta.get("without_gradients", False)
         results: list[Any] = []
         for graph in trace.graphs:
-            child = _Flow(self._owner, self._trace, path, arguments, counting, without)
+            child = _Flow(self._owner, self._trace, path, given, counting, without)
             results += child.read(graph)
             self.uses[node] += [use for uses in child.uses.values() for use in uses]
         if results and trace.failure is None:
             return self._hold(node, merged(results, _whole))
-        if not handed.activation:
-            return _Value(handed.paths, activation=not handed.paths)
-        forward = method_of(module)
-        for name, value in ((name, _whole(argument)) for name, argument in arguments.items()):
-            applies = is_plain_function(forward) and applies_argument(forward, name)
-            self._use(node, [value], f"input of {path}", plain_class(module) if applies else None)
-        return _ACTIVATION
+        if handed.activation or not handed.paths:
+            self._enter(node, method_of(module), given, f"input of {path}", plain_class(module))
+            return _ACTIVATION
+        return _Value(handed.paths)
 
     def _weights(self, function: Any, node: fx.Node, values: list[_Value]) -> list[_Value]:
         """Return those values, of all that make up a weight, which are weights; the others scale it."""
@@ -282,9 +282,14 @@ class _Flow:
         return _ACTIVATION if activation else _CONSTANT
 
 
+def _leaves(structure: Any) -> list[_Value]:
+    """Return the values in a structure, without the plain data in it."""
+    return [leaf for leaf in tree_leaves(structure) if isinstance(leaf, _Value)]
+
+
 def _whole(structure: Any) -> _Value:
     """Return what several values are together: those of a list, or of several ways through a forward."""
-    values = {leaf for leaf in tree_leaves(structure) if isinstance(leaf, _Value)}
+    values = set(_leaves(structure))
     if len(values) == 1:
         return next(iter(values))
     paths = frozenset(path for value in values for path in value.paths)

@@ -1,7 +1,5 @@
 """Weights that a module hands to a child, which applies them or makes another weight of them."""
 
-import copy
-
 import pytest
 import torch
 from harness import EXACT, relative_error
@@ -69,7 +67,7 @@ class Quantise(nn.Module):
 
 
 class Low(nn.Module):
-    """A product with a handed weight and a change of its own of low rank, and one with a weight of its own."""
+    """A handed weight with a change of its own, of low rank, and a product with a weight of its own."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -342,3 +340,21 @@ def assert_is_the_formula(plain, rule, **settings):
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_error_goes_through_the_feedback_weight(kind, rule):
     assert_is_the_formula(kind(), rule)
+
+
+@pytest.mark.parametrize("strategy", ["fused", "explicit"])
+@pytest.mark.parametrize("kind", [Tied, Layers, Both, OfCheckpoints, Quantised])
+def test_the_plastic_state_of_a_handed_weight_learns_as_that_of_a_layer(kind, strategy):
+    assert_is_the_formula(kind(), "pfa", options={"strategy": strategy})
+
+
+@pytest.mark.parametrize("kind", [Both, OfCheckpoints, Quantised])
+def test_compiled_it_is_the_same(kind):
+    torch.manual_seed(0)
+    model = convert(kind().double(), "fa")
+    x = model.x.double()
+    expected = gradients(model, model, x)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    output, learned = gradients(compiled, model, x)
+    assert relative_error(output, expected[0]) <= EXACT
+    assert all(relative_error(learned[name], expected[1][name]) <= EXACT for name in expected[1])
