@@ -90,9 +90,9 @@ class Redirect(FollowWeights):
         self._around = _active()
 
     def find(self, tensor: Any) -> Learned | None:
-        """Return what is known of a tensor that is learned, here or by the forward around."""
-        found = super().find(tensor)
-        return self._around.find(tensor) if found is None and self._around is not None else found
+        """Return what is known of a tensor that is learned, by the forward around or here."""
+        found = None if self._around is None else self._around.find(tensor)
+        return super().find(tensor) if found is None else found
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Say whether a tensor is neither learned by feedback nor an activation, here or around."""
