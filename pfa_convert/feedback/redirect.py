@@ -62,6 +62,7 @@ class RawWeight(Learned):
         self.state = state
         self.direct = None if state.pathway.follows_weight else state
         self.tapped: Tensor | None = None
+        self.tapped_in: Any = None
 
 
 def _in_form_of(W: Tensor, F: Tensor) -> Tensor:
@@ -144,12 +145,17 @@ class Redirect(FollowWeights):
         return replaced(args, kwargs, tapped)
 
     def _tapped(self, learned: Learned) -> Tensor:
-        """Return a weight; a raw one's gradient reaches its plastic state too, once for all uses."""
+        """Return a weight; a raw one's gradient reaches its plastic state too, once for all uses.
+
+        A checkpoint has a tap of its own, which its second run makes again.
+        """
         if not isinstance(learned, RawWeight) or not learned.state.pathway.plastic:
             return learned.tensor
         if self._around is not None and self._around.find(learned.tensor) is learned:
             return self._around._tapped(learned)
-        if learned.tapped is None:
+        frame = checkpoint_frame()
+        if learned.tapped is None or learned.tapped_in is not frame:
+            learned.tapped_in = frame
             learned.tapped = tap(learned.tensor, learned.state)
             self.remember(Learned(learned.tapped, recompute=learned.feedback))
         return learned.tapped
