@@ -58,11 +58,8 @@ class OwnFunctions:
             return
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            if (
-                frame.f_code.co_name == "forward"
-                and not _is_ours(frame)
-                and all(one.frame is not frame for one in self._running)
-            ):
+            known = any(one.frame is frame for one in self._running)
+            if frame.f_code.co_name == "forward" and not known and not _is_ours(frame):
                 ctx, args = _arguments(frame)
                 tensor = next(tensors_of(args, {}), None)
                 if tensor is not None and not isinstance(args[0], nn.Module):

@@ -160,8 +160,9 @@ class _Walk:
             self._traced[key] = trace_method(self._stand_in, module, call)
         return self._traced[key]
 
-    def _trace_child(self, training: bool, child: nn.Module, node: fx.Node) -> Trace:
-        """Return the graphs of a module's forward when it is called as by a node."""
+    def _trace_child(self, module: nn.Module, training: bool, child: nn.Module, node: fx.Node) -> Trace:
+        """Return the graphs of a forward that a module's weights go into, called as by a node."""
+        self.found.entered[self._names[module]].add(self._names[child])
         if isinstance(child, torch.jit.ScriptModule):
             return Trace((), SCRIPTED)
         return self._trace(child, call_of(child, node.args, node.kwargs, training))
@@ -169,7 +170,7 @@ class _Walk:
     def _read(self, module: nn.Module, trace: Trace, call: Call) -> None:
         """Take from graphs the uses of weights and the calls of modules, in the order of execution."""
         for graph in trace.graphs:
-            for node, uses in flow(module, graph, partial(self._trace_child, call.training)).items():
+            for node, uses in flow(module, graph, partial(self._trace_child, module, call.training)).items():
                 for use in uses:
                     self._take(module, use)
                 if node.op == "call_module":

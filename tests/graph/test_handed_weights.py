@@ -2,314 +2,25 @@
 
 import pytest
 import torch
+from handed import (
+    MODELS,
+    Both,
+    Checkpointed,
+    Layers,
+    Listed,
+    Named,
+    OfCheckpoints,
+    Quantised,
+    QuantisedForHead,
+    Rotated,
+    Tied,
+)
 from harness import EXACT, relative_error
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pfa_convert import convert, verify
-
-
-def sent(product, x, W, F):
-    """`product(x, W)`, from which `W` learns as ever, and whose error goes through `F`; by plain autograd."""
-    twin = product(x, F.detach())
-    return product(x.detach(), W) + twin - twin.detach()
-
-
-def linear(x, W, F):
-    return sent(functional.linear, x, W, F)
-
-
-class Head(nn.Module):
-    def forward(self, x, w):
-        return x @ w.t()
-
-
-class Keyword(nn.Module):
-    """Applies the one of two weights that it is given by name."""
-
-    def forward(self, x, *, factor=1.0, w=None):
-        return x if w is None else factor * torch.einsum("bi,oi->bo", x, w)
-
-
-class Outer(nn.Module):
-    """Hands on what it is handed."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = Head()
-
-    def forward(self, pair):
-        x, w = pair
-        return self.head(x, w=w)
-
-
-class Convolving(nn.Module):
-    def forward(self, x, *weights):
-        for w in weights:
-            x = functional.conv2d(x, w, stride=2, padding=1)
-        return x
-
-
-class Quantise(nn.Module):
-    """Learned step size (Esser et al. 2020): `step * round(clamp(w / step))`, straight through."""
-
-    def __init__(self, step=0.2):
-        super().__init__()
-        self.step = nn.Parameter(torch.tensor(step))
-        self.register_buffer("limit", torch.tensor(3.0))
-
-    def forward(self, w):
-        scale = 1 / (w.numel() * 3) ** 0.5
-        step = self.step * scale + (self.step - self.step * scale).detach()
-        levels = torch.minimum((w / step).clamp(min=-4), self.limit)
-        return (levels + (levels.round() - levels).detach()) * step
-
-
-class Low(nn.Module):
-    """A handed weight with a change of its own, of low rank, and a product with a weight of its own."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.A = nn.Parameter(torch.randn(2, inputs))
-        self.B = nn.Parameter(torch.randn(outputs, 2))
-        self.own = nn.Parameter(torch.randn(outputs, inputs))
-
-    def forward(self, x, w):
-        return functional.linear(x, w + self.B @ self.A) + x.tanh() @ self.own.t()
-
-
-class Tied(nn.Module):
-    """The read-out applies the embedding's weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.mix = nn.Linear(4, 4)
-        self.head = Head()
-        self.x = torch.tensor([1, 5, 2])
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.mix(self.embed(x))), self.embed.weight)
-
-    @staticmethod
-    def formula(self, x, F):
-        h = linear(self.embed(x), self.mix.weight, F["mix.weight"]) + self.mix.bias
-        return linear(torch.tanh(h), self.embed.weight, F["embed.weight"])
-
-
-class Autoencoder(nn.Module):
-    """The decoder applies the encoder's weight, the other way round."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Linear(5, 3)
-        self.decoder = Head()
-        self.x = torch.randn(6, 5)
-
-    def forward(self, x):
-        return self.decoder(torch.tanh(self.encoder(x)), self.encoder.weight.t())
-
-    @staticmethod
-    def formula(self, x, F):
-        W, F = self.encoder.weight, F["encoder.weight"]
-        return linear(torch.tanh(linear(x, W, F) + self.encoder.bias), W.t(), F.t())
-
-
-class Named(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 5))
-        self.child = Keyword()
-        self.x = torch.randn(6, 5)
-
-    def forward(self, x):
-        return self.child(self.child(x), factor=0.5, w=self.weight)
-
-    @staticmethod
-    def formula(self, x, F):
-        return 0.5 * linear(x, self.weight, F["weight"])
-
-
-class Levels(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 5))
-        self.outer = Outer()
-        self.x = torch.randn(6, 5)
-
-    def forward(self, x):
-        return self.outer((x, 2 * self.weight))
-
-    @staticmethod
-    def formula(self, x, F):
-        return linear(x, 2 * self.weight, 2 * F["weight"])
-
-
-class Layers(nn.Module):
-    """A list of layers, each given the same weight, the first one twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 4))
-        self.layers = nn.ModuleList([Head(), Outer()])
-        self.x = torch.randn(6, 4)
-
-    def forward(self, x):
-        first, second = self.layers
-        return second((first(torch.tanh(first(x, self.weight)), self.weight), self.weight))
-
-    @staticmethod
-    def formula(self, x, F):
-        W, F = self.weight, F["weight"]
-        return linear(linear(torch.tanh(linear(x, W, F)), W, F), W, F)
-
-
-class Convolutions(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(2, 2, 3, 3))
-        self.second = nn.Conv2d(2, 3, 3)
-        self.child = Convolving()
-        self.x = torch.randn(2, 2, 9, 9)
-
-    def forward(self, x):
-        return self.child(x, self.weight, self.second.weight)
-
-    @staticmethod
-    def formula(self, x, F):
-        def product(x, w):
-            return functional.conv2d(x, w, stride=2, padding=1)
-
-        x = sent(product, x, self.weight, F["weight"])
-        return sent(product, x, self.second.weight, F["second.weight"])
-
-
-class Quantised(nn.Linear):
-    """The error goes through the quantised feedback weight; the step learns from the weight."""
-
-    def __init__(self):
-        super().__init__(5, 3)
-        self.quantise = Quantise()
-        self.x = torch.randn(6, 5)
-
-    def forward(self, x):
-        return functional.linear(x, self.quantise(self.weight), self.bias)
-
-    @staticmethod
-    def formula(self, x, F):
-        return linear(x, self.quantise(self.weight), self.quantise(F["weight"])) + self.bias
-
-
-class QuantisedForHead(Quantised):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.ModuleDict({"a": Outer()})
-
-    def forward(self, x):
-        return self.head["a"]((x, self.quantise(self.weight))) + self.bias
-
-
-class Both(nn.Module):
-    """The child has weights of its own, and is a converted module itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 5))
-        self.child = Low(5, 3)
-        self.x = torch.randn(6, 5)
-
-    def forward(self, x):
-        return self.child(x, self.weight)
-
-    @staticmethod
-    def formula(self, x, F):
-        A, B, own = self.child.A, self.child.B, self.child.own
-        W, G = self.weight + B @ A, F["weight"] + F["child.B"] @ F["child.A"]
-        return linear(x, W, G) + linear(x.tanh(), own, F["child.own"])
-
-
-class Checkpointed(Both):
-    def forward(self, x):
-        return checkpoint(self.child, x, self.weight, use_reentrant=False)
-
-
-class CheckpointsInside(nn.Module):
-    """A checkpoint in the child, around a product with its own weight and one with the handed weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.own = nn.Parameter(torch.randn(4, 5))
-
-    def forward(self, x, w):
-        return checkpoint(self.products, x, w, use_reentrant=False)
-
-    def products(self, x, w):
-        return torch.tanh(x @ self.own.t()) @ w.t()
-
-
-class OfCheckpoints(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 4))
-        self.child = CheckpointsInside()
-        self.x = torch.randn(6, 5)
-
-    def forward(self, x):
-        return self.child(x, self.weight)
-
-    @staticmethod
-    def formula(self, x, F):
-        h = torch.tanh(linear(x, self.child.own, F["child.own"]))
-        return linear(h, self.weight, F["weight"])
-
-
-class Returning(nn.Module):
-    """Has weights, and hands them back with what it was given."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(0.7))
-        self.weight = nn.Parameter(torch.randn(5, 5))
-
-    def forward(self, x=None, w=None):
-        if x is None:
-            return self.weight * self.scale
-        return x + 1, w * self.scale
-
-
-class Received(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 5))
-        self.child = Returning()
-        self.x = torch.randn(6, 5)
-
-    def forward(self, x):
-        x, w = self.child(x @ self.child(), self.weight)
-        return functional.linear(x, w)
-
-    @staticmethod
-    def formula(self, x, F):
-        s, own = self.child.scale, self.child.weight
-        x = linear(x, s * own.t(), s * F["child.weight"].t()) + 1
-        return linear(x, s * self.weight, s * F["weight"])
-
-
-MODELS = [
-    Tied,
-    Autoencoder,
-    Named,
-    Levels,
-    Layers,
-    Convolutions,
-    Quantised,
-    QuantisedForHead,
-    Both,
-    Checkpointed,
-    OfCheckpoints,
-    Received,
-]
 
 
 def gradients(function, model, x):
@@ -352,19 +63,114 @@ def test_the_error_goes_through_the_feedback_weight(kind, rule):
     assert_is_the_formula(kind(), rule)
 
 
+def assert_plastic_states_learn(model):
+    """`dL/dR = B^T dL/dW`, of the weight itself, whatever was computed from it."""
+    for site in model.conversion.sites:
+        holder, _, name = site.weight.rpartition(".")
+        state = getattr(model.get_submodule(holder), f"feedback_of_{name}")
+        expected = state.B.mT @ model.get_parameter(site.weight).grad
+        assert relative_error(state.R.grad, expected.reshape(state.R.shape)) <= EXACT
+
+
 @pytest.mark.parametrize("strategy", ["fused", "explicit"])
-@pytest.mark.parametrize("kind", [Tied, Layers, Both, OfCheckpoints, Quantised])
+@pytest.mark.parametrize("kind", [Tied, Layers, Both, Checkpointed, OfCheckpoints, Quantised])
 def test_the_plastic_state_of_a_handed_weight_learns_as_that_of_a_layer(kind, strategy):
-    assert_is_the_formula(kind(), "pfa", options={"strategy": strategy})
+    assert_plastic_states_learn(assert_is_the_formula(kind(), "pfa", options={"strategy": strategy}))
 
 
-@pytest.mark.parametrize("kind", [Both, Layers, Quantised])
+@pytest.mark.parametrize("kind", [Both, Layers, Quantised, Rotated])
 def test_compiled_it_is_the_same(kind):
     torch.manual_seed(0)
     model = convert(kind().double(), "fa")
     x = model.x.double()
     expected = gradients(model, model, x)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager")
     output, learned = gradients(compiled, model, x)
     assert relative_error(output, expected[0]) <= EXACT
     assert all(relative_error(learned[name], expected[1][name]) <= EXACT for name in expected[1])
+
+
+def test_direct_feedback_of_a_handed_weight():
+    plain = QuantisedForHead().double()
+    model, x = convert(plain, "dfa", options={"outputs": 3}), plain.x.double().requires_grad_()
+    assert [site.rule for site in model.conversion.sites] == ["dfa"]
+    output = model(x)
+    (output**3).sum().backward()
+    assert relative_error(x.grad, 3 * output**2 @ model.feedback_of_weight.F) <= EXACT
+    expected = gradients(plain, plain, x.detach())[1]
+    assert torch.equal(model.quantise.step.grad, expected["quantise.step"])
+    assert relative_error(model.weight.grad, expected["weight"]) <= EXACT
+
+
+def sites(model):
+    return [(site.weight, site.kind, site.owner) for site in convert(model, "fa").conversion.sites]
+
+
+def test_who_applies_it_by_what():
+    assert sites(Tied()) == [("mix.weight", "Linear", "mix"), ("embed.weight", "matmul()", "")]
+    assert sites(Named()) == [("weight", "einsum()", "")]
+    assert sites(Quantised()) == [("weight", "linear()", "")]
+    assert sites(Listed())[0] == ("weights.0", "Experts()", "")
+
+
+def test_the_layout_is_that_of_the_product_in_the_child():
+    class Grouped(nn.Module):
+        def forward(self, x, w):
+            return functional.conv_transpose2d(x, w, groups=2)
+
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+            self.child = Grouped()
+
+        def forward(self, x):
+            return self.child(x, self.weight)
+
+    layout = convert(Parent(), "fa").feedback_of_weight.pathway.layout
+    assert (layout.groups, layout.transposed) == (2, True)
+
+
+def test_what_else_a_child_does_with_it_is_said():
+    class Adding(nn.Module):
+        def forward(self, x, table, w):
+            with torch.no_grad():
+                x = x + x @ w
+            return x + table
+
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(5, 5))
+            self.weight = nn.Parameter(torch.randn(5, 5))
+            self.child = Adding()
+
+        def forward(self, x):
+            return self.child(x, self.table, self.weight)
+
+    report = convert(Parent(), "fa").conversion
+    assert report.sites == ()
+    assert {other.name: other.use for other in report.others} == {
+        "table": "added",
+        "weight": "applied without gradients",
+    }
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_plastic_state_of_a_weight_in_a_method_and_in_a_checkpoint(inside):
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 5))
+
+        def forward(self, x):
+            x = torch.tanh(self.product(x))
+            return checkpoint(self.product, x, use_reentrant=False) if inside else self.product(x)
+
+        def product(self, x):
+            return x @ self.weight.t()
+
+    torch.manual_seed(0)
+    model, x = convert(Module().double(), "pfa", options={"strategy": "fused"}), torch.randn(3, 5).double()
+    gradients(model, model, x)
+    assert_plastic_states_learn(model)
