@@ -163,8 +163,6 @@ class _Walk:
     def _trace_child(self, module: nn.Module, training: bool, child: nn.Module, node: fx.Node) -> Trace:
         """Return the graphs of a forward that a module's weights go into, called as by a node."""
         self.found.entered[self._names[module]].add(self._names[child])
-        if isinstance(child, torch.jit.ScriptModule):
-            return Trace((), SCRIPTED)
         return self._trace(child, call_of(child, node.args, node.kwargs, training))
 
     def _read(self, module: nn.Module, trace: Trace, call: Call) -> None:

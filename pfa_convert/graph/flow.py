@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.nn import functional
@@ -32,7 +33,7 @@ from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import Product, is_scale, operand_layout, product_of
 from pfa_convert.graph.arguments import applies_argument
-from pfa_convert.graph.handed import arguments_of, merged, returned
+from pfa_convert.graph.handed import arguments_of, merged, part_of, returned
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.nodes import attribute, function_of
 from pfa_convert.graph.signatures import method_of
@@ -108,13 +109,6 @@ class _Flow:
         """Return an argument with the values of its nodes in their places."""
         return map_arg(argument, lambda node: self._parts.get(node, self._values[node]))
 
-    def _is_part(self, whole: Any, index: Any) -> bool:
-        """Say whether it is known what a list, a tuple or a dictionary has in a place."""
-        held = self._parts.get(whole) if isinstance(whole, fx.Node) else None
-        if isinstance(held, Sequence):
-            return isinstance(index, slice) or (isinstance(index, int) and -len(held) <= index < len(held))
-        return isinstance(held, Mapping) and index in held
-
     def _hold(self, node: fx.Node, structure: Any) -> _Value:
         """Note what a node holds in which place, and return what is in any of them."""
         self._parts[node] = structure
@@ -134,8 +128,10 @@ class _Flow:
             return self._call_module(node)
         function = function_of(node)
         product = product_of(function)
-        if function is operator.getitem and self._is_part(*node.args):
-            return self._hold(node, self._parts[node.args[0]][node.args[1]])  # type: ignore[index]
+        if function is operator.getitem and isinstance(node.args[0], fx.Node):
+            part = part_of(self._parts.get(node.args[0]), node.args[1])
+            if part is not None:
+                return self._hold(node, part)
         if function is functional.multi_head_attention_forward:
             return self._attention(node)
         if product is not None:
@@ -178,7 +174,8 @@ class _Flow:
         given = _leaves(self._structure((node.args, node.kwargs)))
         learned = [value for value in given if value.learned]
         activation = any(value.activation for value in given)
-        if own_layer(module) is None and (learned or not activation):
+        closed = own_layer(module) is not None or isinstance(module, torch.jit.ScriptModule)
+        if not closed and (learned or not activation):
             made = self._follow(node, module, path)
             told = made.paths | {use.path for use in self.uses[node]}
             learned = [value for value in learned if not value.paths <= told]

@@ -13,13 +13,27 @@ from pfa_convert.graph.signatures import method_of, parameters_of
 
 
 def arguments_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
-    """Return the arguments of a node's call of a module, by the placeholders of the module's graphs."""
+    """Return the arguments of a node's call of a module, by the placeholders of the module's graphs.
+
+    There are none where the module cannot be called like that.
+    """
     parameters = parameters_of(method_of(module))
-    given = inspect.Signature(parameters).bind(*node.args, **node.kwargs).arguments
+    try:
+        given = inspect.Signature(parameters).bind(*node.args, **node.kwargs).arguments
+    except TypeError:
+        return {}
     for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:
             given |= {f"more_{n}": value for n, value in enumerate(given.get(parameter.name, ()))}
     return given
+
+
+def part_of(held: Any, index: Any) -> Any:
+    """Return what a list, a tuple or a dictionary has in a place; None where that is not known."""
+    try:
+        return held[index]
+    except (TypeError, LookupError):
+        return None
 
 
 def returned(graph: fx.Graph) -> list[Any]:
