@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from pfa_convert.feedback.calls import replaced, tensors_of
 from pfa_convert.feedback.checkpoints import checkpoint_frame
@@ -61,6 +62,7 @@ class RawWeight(Learned):
         self.state = state
         self.direct = None if state.pathway.follows_weight else state
         self.tapped: Tensor | None = None
+        self.tapped_in: Any = None
 
 
 def _in_form_of(W: Tensor, F: Tensor) -> Tensor:
@@ -74,7 +76,11 @@ def _in_form_of(W: Tensor, F: Tensor) -> Tensor:
 
 
 class Redirect(FollowWeights):
-    """While active, PyTorch's calls that apply one of the weights use its feedback weight."""
+    """While active, PyTorch's calls that apply one of the weights use its feedback weight.
+
+    Within another module's redirected forward it knows that one's weights too, which may have been handed
+    to this module: what is computed from the weights of both has both their feedback.
+    """
 
     def __init__(
         self, weights: Sequence[tuple[nn.Parameter, FeedbackWeight]], constants: Sequence[Tensor]
@@ -82,6 +88,21 @@ class Redirect(FollowWeights):
         super().__init__([RawWeight(weight, feedback) for weight, feedback in weights], constants)
         self._again = weights, constants
         self._outside = checkpoint_frame()
+        self._around = _active()
+
+    def find(self, tensor: Any) -> Learned | None:
+        """Return what is known of a tensor that is learned, by the forward around or here."""
+        found = None if self._around is None else self._around.find(tensor)
+        return super().find(tensor) if found is None else found
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is neither learned by feedback nor an activation, here or around."""
+        return super().is_constant(tensor) or (self._around is not None and self._around.is_constant(tensor))
+
+    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Follow a change in place, unless that was done around, where the same call is seen first."""
+        if self._around is None or self._around.find(args[0]) is None:
+            super().change(func, args, kwargs)
 
     def applied(
         self,
@@ -124,10 +145,17 @@ class Redirect(FollowWeights):
         return replaced(args, kwargs, tapped)
 
     def _tapped(self, learned: Learned) -> Tensor:
-        """Return a weight; a raw one's gradient reaches its plastic state too, once for all uses."""
+        """Return a weight; a raw one's gradient reaches its plastic state too, once for all uses.
+
+        A checkpoint has a tap of its own, which its second run makes again.
+        """
         if not isinstance(learned, RawWeight) or not learned.state.pathway.plastic:
             return learned.tensor
-        if learned.tapped is None:
+        if self._around is not None and self._around.find(learned.tensor) is learned:
+            return self._around._tapped(learned)
+        frame = checkpoint_frame()
+        if learned.tapped is None or learned.tapped_in is not frame:
+            learned.tapped_in = frame
             learned.tapped = tap(learned.tensor, learned.state)
             self.remember(Learned(learned.tapped, recompute=learned.feedback))
         return learned.tapped
@@ -149,8 +177,13 @@ class Redirect(FollowWeights):
     def _join_checkpoint(self) -> None:
         """Have a checkpoint within the forward, which runs again in the backward pass, redirect then too."""
         frame = checkpoint_frame()
-        if frame is not None and frame is not self._outside and not is_joined(frame):
-            frame.recompute_fn = partial(run_redirected, frame.recompute_fn, *self._again)
+        redirect: Redirect | None = self
+        if frame is None or is_joined(frame):
+            return
+        while redirect is not None:
+            if frame is not redirect._outside:
+                frame.recompute_fn = partial(run_redirected, frame.recompute_fn, *redirect._again)
+            redirect = redirect._around
 
     def _matrix_product(self, function: Any, operand: Operand, args: tuple[Any, ...]) -> Any:
         index, learned = operand
@@ -197,6 +230,14 @@ class Redirect(FollowWeights):
             return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
 
         return graft(function, replaced(args, kwargs, with_weight), replaced(args, kwargs, with_feedback))
+
+
+def _active() -> Redirect | None:
+    """Return the innermost redirection that is active."""
+    for mode in reversed(_get_current_function_mode_stack()):
+        if isinstance(mode, Redirect):
+            return mode
+    return None
 
 
 def _fits(learned: Learned, product: Product, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

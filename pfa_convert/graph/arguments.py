@@ -29,6 +29,8 @@ def applies_argument(function: FunctionType, name: str) -> bool:
 def _in_order(tree: ast.AST, derived: set[str]) -> Iterator[tuple[ast.AST, set[str]]]:
     """Yield a function's expressions in order, with the names that stand for the argument there."""
     for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.For) and _is_derived(node.iter, derived):
+            derived.update(named.id for named in ast.walk(node.target) if isinstance(named, ast.Name))
         yield from _in_order(node, derived)
         yield node, derived
         if isinstance(node, ast.Assign):

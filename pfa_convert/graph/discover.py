@@ -7,17 +7,18 @@ itself; an example's run (`graph.example`) finds what no walk can.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from pfa_convert.feedback.layers import Layer, inherited_layer
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.graph.code import may_apply_weights, public_methods, reads_weight_of, weights_it_names
-from pfa_convert.graph.flow import Applied, Used, flow
+from pfa_convert.graph.flow import flow
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.likeness import Likeness
 from pfa_convert.graph.signatures import Call, call_of, call_with_everything
@@ -33,7 +34,7 @@ from pfa_convert.graph.sites import (
 )
 from pfa_convert.graph.standin import StandIn
 from pfa_convert.graph.trace import Trace, trace_method
-from pfa_convert.graph.uses import UNSUPPORTED
+from pfa_convert.graph.uses import UNSUPPORTED, Applied, Used
 
 COMPUTED = "its weight is computed by a hook, or from no Parameter of its shape"
 SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was before torch.jit"
@@ -159,10 +160,15 @@ class _Walk:
             self._traced[key] = trace_method(self._stand_in, module, call)
         return self._traced[key]
 
+    def _trace_child(self, module: nn.Module, training: bool, child: nn.Module, node: fx.Node) -> Trace:
+        """Return the graphs of a forward that a module's weights go into, called as by a node."""
+        self.found.entered[self._names[module]].add(self._names[child])
+        return self._trace(child, call_of(child, node.args, node.kwargs, training))
+
     def _read(self, module: nn.Module, trace: Trace, call: Call) -> None:
         """Take from graphs the uses of weights and the calls of modules, in the order of execution."""
         for graph in trace.graphs:
-            for node, uses in flow(module, graph).items():
+            for node, uses in flow(module, graph, partial(self._trace_child, module, call.training)).items():
                 for use in uses:
                     self._take(module, use)
                 if node.op == "call_module":

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+import torch
+from torch import fx, nn
+from torch.fx.node import map_arg
 from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils._pytree import tree_leaves
 
 from pfa_convert.feedback.calls import at
 from pfa_convert.feedback.functions import (
@@ -32,31 +35,13 @@ from pfa_convert.feedback.lookup import looked_up_in
 from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import Product, is_scale, operand_layout, product_of
 from pfa_convert.graph.arguments import applies_argument
-from pfa_convert.graph.trace import is_plain_function
-from pfa_convert.graph.uses import UNSUPPORTED, use_name
-
-
-@dataclass(frozen=True)
-class Applied:
-    """A product applies the Parameter of this path, as it is or computed; `kind` names the function."""
-
-    path: str
-    kind: str
-    layout: WeightLayout
-
-
-@dataclass(frozen=True)
-class Used:
-    """Something else is done with the Parameter, as `use` says; perhaps `inside` an untraced function."""
-
-    path: str
-    use: str
-    inside: Any = None
-
-    @property
-    def applies(self) -> bool:
-        """Whether that is a linear map, of a kind that has no feedback."""
-        return self.use in UNSUPPORTED
+from pfa_convert.graph.handed import arguments_of, merged, part_of, returned
+from pfa_convert.graph.layers import own_layer
+from pfa_convert.graph.nodes import attribute, function_of
+from pfa_convert.graph.signatures import method_of
+from pfa_convert.graph.sites import joined, plain_class
+from pfa_convert.graph.trace import Trace, is_plain_function
+from pfa_convert.graph.uses import Applied, Used, use_name
 
 
 @dataclass(frozen=True)
@@ -78,60 +63,101 @@ _ACTIVATION = _Value(activation=True)
 _CONSTANT = _Value()
 
 
-def flow(owner: nn.Module, graph: fx.Graph) -> dict[fx.Node, list[Applied | Used]]:
-    """Return what each node of a graph of one of the owner's methods does with Parameters, in order."""
-    flowing = _Flow(owner)
-    for node in graph.nodes:
-        flowing.visit(node)
+TraceChild = Callable[[nn.Module, fx.Node], Trace]
+"""Returns the graphs of a child's forward, called as a node does."""
+
+
+def flow(owner: nn.Module, graph: fx.Graph, trace: TraceChild) -> dict[fx.Node, list[Applied | Used]]:
+    """Return what each node of a graph of one of the owner's methods does with Parameters, in order.
+
+    A weight that is handed to a child is followed into the child's graphs.
+    """
+    flowing = _Flow(owner, trace)
+    flowing.read(graph)
     return flowing.uses
 
 
 class _Flow:
-    def __init__(self, owner: nn.Module) -> None:
-        self.uses: dict[fx.Node, list[Applied | Used]] = {}
-        self._owner = owner
-        self._values: dict[fx.Node, _Value] = {}
+    """Reads a graph of the owner's, or of a child `inside` it that is `given` values.
 
-    def visit(self, node: fx.Node) -> None:
-        self.uses[node] = []
-        self._values[node] = self._value(node)
+    Of a child's graphs only what is done with the Parameters it is `handed` counts: what it does with its own
+    it does also where nobody hands it anything.
+    """
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        trace: TraceChild,
+        inside: str = "",
+        given: Mapping[str, Any] | None = None,
+        handed: frozenset[str] | None = None,
+        without_gradients: bool = False,
+    ) -> None:
+        self.uses: dict[fx.Node, list[Applied | Used]] = {}
+        self._owner, self._trace = owner, trace
+        self._inside, self._given, self._handed = inside, given or {}, handed
+        self._without_gradients = without_gradients
+        self._values: dict[fx.Node, _Value] = {}
+        self._parts: dict[fx.Node, Any] = {}
+
+    def read(self, graph: fx.Graph) -> list[Any]:
+        """Visit all nodes of a graph; return what its result holds, in a list, if there is one."""
+        for node in graph.nodes:
+            self.uses[node] = []
+            self._values[node] = self._value(node)
+        return [self._structure(result) for result in returned(graph)]
+
+    def _structure(self, argument: Any) -> Any:
+        """Return an argument with the values of its nodes in their places."""
+        return map_arg(argument, lambda node: self._parts.get(node, self._values[node]))
+
+    def _hold(self, node: fx.Node, structure: Any) -> _Value:
+        """Note what a node holds in which place, and return what is in any of them."""
+        self._parts[node] = structure
+        return _whole(structure)
 
     def _value(self, node: fx.Node) -> _Value:
         """Note what a node does with Parameters, and return what it computes."""
         if node.op == "placeholder":
-            return _ACTIVATION
+            return self._hold(node, self._given.get(str(node.target), _ACTIVATION))
         if node.op == "get_attr":
-            return self._read(str(node.target))
+            return self._read(joined(self._inside, str(node.target)))
         inputs = [self._values[n] for n in node.all_input_nodes]
         learned = [value for value in inputs if value.learned]
         if node.op == "output":
             return _CONSTANT
         if node.op == "call_module":
-            return self._call_module(node, learned)
+            return self._call_module(node)
         function = function_of(node)
         product = product_of(function)
+        if function is operator.getitem and isinstance(node.args[0], fx.Node):
+            part = part_of(self._parts.get(node.args[0]), node.args[1])
+            if part is not None:
+                return self._hold(node, part)
         if function is functional.multi_head_attention_forward:
             return self._attention(node)
         if product is not None:
             return self._product(product, node)
         if is_plain_function(function) and learned and any(value.activation for value in inputs):
-            self._enter(node, function)
+            given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
+            self._enter(node, function, self._structure(given), f"goes into {function.__name__}()", function)
             return _ACTIVATION
         return self._compute(function, node, learned, inputs)
 
-    def _enter(self, node: fx.Node, function: Any) -> None:
-        """Note the weights that go into a function which is not traced, and whether it applies them."""
-        given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
+    def _enter(self, node: fx.Node, code: Any, given: Mapping[str, Any], use: str, called: Any) -> None:
+        """Note the weights that are given to code which is not traced, and whether that applies them."""
         for name, argument in given.items():
-            entries = argument if isinstance(argument, list | tuple) else (argument,)
-            for entry in entries:
-                value = self._values[entry] if isinstance(entry, fx.Node) else _CONSTANT
-                if value.learned:
-                    inside = function if applies_argument(function, name) else None
-                    self._use(node, [value], f"goes into {function.__name__}()", inside)
+            learned = [value for value in _leaves(argument) if value.learned]
+            applies = learned and is_plain_function(code) and applies_argument(code, name)
+            self._use(node, learned, use, called if applies else None)
 
     def _use(self, node: fx.Node, learned: list[_Value], use: str, inside: Any = None) -> None:
-        self.uses[node] += [Used(path, use, inside) for value in learned for path in sorted(value.paths)]
+        ours = [value for value in learned if self._counts(value)]
+        self.uses[node] += [Used(path, use, inside) for value in ours for path in sorted(value.paths)]
+
+    def _counts(self, value: _Value) -> bool:
+        """Say whether a value comes from a Parameter whose uses are asked for."""
+        return self._handed is None or not self._handed.isdisjoint(value.paths)
 
     def _read(self, path: str) -> _Value:
         holder, _, name = path.rpartition(".")
@@ -140,18 +166,44 @@ class _Flow:
             return _Value(frozenset([path]), tuple(range(value.dim())))
         return _CONSTANT
 
-    def _call_module(self, node: fx.Node, learned: list[_Value]) -> _Value:
-        module = self._owner.get_submodule(str(node.target))
+    def _call_module(self, node: fx.Node) -> _Value:
+        path = joined(self._inside, str(node.target))
+        module = self._owner.get_submodule(path)
         if isinstance(module, ParametrizationList):
-            holder, _, _ = str(node.target).rpartition("parametrizations.")
+            holder, _, _ = path.rpartition("parametrizations.")
             layer = self._owner.get_submodule(holder.rstrip("."))
             return _Value(frozenset([f"{holder}{raw_weight(layer)}"]))
-        inputs = [self._values[n] for n in node.all_input_nodes]
-        plain = next(module.parameters(), None) is None
-        if learned and plain and not any(value.activation for value in inputs):
-            return _Value(frozenset(path for value in learned for path in value.paths))
-        self._use(node, learned, f"input of {node.target}")
-        return _ACTIVATION
+        given = _leaves(self._structure((node.args, node.kwargs)))
+        learned = [value for value in given if value.learned]
+        activation = any(value.activation for value in given)
+        closed = own_layer(module) is not None or isinstance(module, torch.jit.ScriptModule)
+        if not closed and (learned or not activation):
+            made = self._follow(node, module, path)
+            told = made.paths | {use.path for use in self.uses[node]}
+            learned = [value for value in learned if not value.paths <= told]
+        else:
+            made = _ACTIVATION
+        self._use(node, learned, f"input of {path}")
+        return made
+
+    def _follow(self, node: fx.Node, module: nn.Module, path: str) -> _Value:
+        """Note what a child does with the weights it is handed, and return what it makes of them."""
+        trace = self._trace(module, node)
+        given = self._structure(arguments_of(module, node))
+        handed = _whole(given)
+        counting = handed.paths if self._handed is None else self._handed
+        without = self._without_gradients or node.meta.get("without_gradients", False)
+        results: list[Any] = []
+        for graph in trace.graphs:
+            child = _Flow(self._owner, self._trace, path, given, counting, without)
+            results += child.read(graph)
+            self.uses[node] += [use for uses in child.uses.values() for use in uses]
+        if results and trace.failure is None:
+            return self._hold(node, merged(results, _whole))
+        if handed.activation or not handed.paths:
+            self._enter(node, method_of(module), given, f"input of {path}", plain_class(module))
+            return _ACTIVATION
+        return _Value(handed.paths)
 
     def _weights(self, function: Any, node: fx.Node, values: list[_Value]) -> list[_Value]:
         """Return those values, of all that make up a weight, which are weights; the others scale it."""
@@ -177,10 +229,10 @@ class _Flow:
         paths = frozenset(path for _, value in weights for path in value.paths)
         if not others:
             return _Value(paths)
-        if node.meta.get("without_gradients"):
+        if node.meta.get("without_gradients") or self._without_gradients:
             self._use(node, [value for _, value in weights], "applied without gradients")
             return _ACTIVATION
-        for index, value in weights:
+        for index, value in ((index, value) for index, value in weights if self._counts(value)):
             if is_scale(product, index, node.args):
                 self._use(node, [value], "scale")
                 continue
@@ -194,7 +246,7 @@ class _Flow:
     def _attention(self, node: fx.Node) -> _Value:
         for argument in (*node.args, *node.kwargs.values()):
             value = self._values.get(argument, _CONSTANT) if isinstance(argument, fx.Node) else _CONSTANT
-            for path in sorted(value.paths) if value.learned else ():
+            for path in sorted(value.paths) if value.learned and self._counts(value) else ():
                 shape = tuple(attribute(self._owner, path).shape)
                 if len(shape) == 2:
                     applied = Applied(path, "multi_head_attention_forward()", WeightLayout(shape))
@@ -235,24 +287,19 @@ class _Flow:
         return _ACTIVATION if activation else _CONSTANT
 
 
-def attribute(owner: nn.Module, path: str) -> Any:
-    """Return what a path of attributes leads to."""
-    return operator.attrgetter(path)(owner)
+def _leaves(structure: Any) -> list[_Value]:
+    """Return the values in a structure, without the plain data in it."""
+    return [leaf for leaf in tree_leaves(structure) if isinstance(leaf, _Value)]
 
 
-def function_of(node: fx.Node) -> Callable[..., Any]:
-    """Return the function that a node calls; for `getattr` of a tensor, the property."""
-    if node.op == "call_method":
-        return getattr(Tensor, str(node.target), _nothing)
-    if node.target is getattr and isinstance(node.args[1], str):
-        found = getattr(Tensor, node.args[1], _nothing)
-        return getattr(found, "__get__", _nothing) if not callable(found) else found
-    target: Any = node.target
-    return target
-
-
-def _nothing(*_: Any) -> None:
-    """Stand for what no tensor has."""
+def _whole(structure: Any) -> _Value:
+    """Return what several values are together: those of a list, or of several ways through a forward."""
+    values = set(_leaves(structure))
+    if len(values) == 1:
+        return next(iter(values))
+    paths = frozenset(path for value in values for path in value.paths)
+    activation = any(value.activation for value in values)
+    return _Value(paths, mixed=bool(paths) and activation, activation=activation)
 
 
 _NO_TENSORS = frozenset(["shape", "size", "dim", "ndim", "device", "dtype", "numel", "len", "requires_grad"])

@@ -8,7 +8,7 @@ methods and its hooks stay as they are.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -28,7 +28,8 @@ from pfa_convert.graph.subclass import change_class, plain_again, with_layer_for
 def rewrite(model: nn.Module, found: Discovery) -> None:
     """Have every module whose weights have feedback states beside them apply those with feedback."""
     for name, weights in found.owners.items():
-        rewrite_owner(model.get_submodule(name), weights)
+        inside = [inner.removeprefix(f"{name}.") for inner in sorted(found.entered[name])]
+        rewrite_owner(model.get_submodule(name), weights, inside)
     for site in found.sites.values():
         holder, feedback = feedback_path(site.weight)
         if hasattr(model.get_submodule(holder), feedback):
@@ -50,10 +51,11 @@ def unroll_recurrent(model: nn.Module) -> None:
             setattr(module, UNROLLED, True)
 
 
-def rewrite_owner(owner: nn.Module, weights: Iterable[str]) -> None:
+def rewrite_owner(owner: nn.Module, weights: Iterable[str], inside: Sequence[str] = ()) -> None:
     """Have a module's own methods redirect the calls that apply these of its weights, named by their paths.
 
-    Its forward does so, and every method whose code names one of the weights.
+    Its forward does so, and every method whose code names one of the weights; also in the forwards of the
+    modules `inside` that it hands weights to.
     """
     places = [(weight, joined(*feedback_path(weight))) for weight in sorted(weights)]
     kept = tuple(
@@ -64,7 +66,9 @@ def rewrite_owner(owner: nn.Module, weights: Iterable[str]) -> None:
     if not kept:
         return
     owner.redirected_weights = kept  # type: ignore[assignment]
-    wrap = redirecting_uncompiled if calls_autograd_function(owner) else redirecting
+    owner.redirected_inside = tuple(tuple(path.split(".")) for path in inside)  # type: ignore[assignment]
+    run = [owner, *map(owner.get_submodule, inside)]
+    wrap = redirecting_uncompiled if any(map(calls_autograd_function, run)) else redirecting
     for name in methods_that_name(owner, {weight[0] for weight, _ in kept}):
         change_class(owner, with_wrapped_method, name, wrap)
 
@@ -92,12 +96,16 @@ def _weights_of(owner: Any) -> Iterator[tuple[nn.Parameter, FeedbackWeight]]:
         yield _follow(owner, weight), _follow(owner, feedback)
 
 
-def _constants_of(owner: nn.Module) -> list[Tensor]:
-    """Return the buffers that an owner's code can be expected to read: its own and its children's."""
+def _constants_of(owner: Any) -> list[Tensor]:
+    """Return the buffers that code which has an owner's weights can be expected to read.
+
+    They are those of the owner and of the modules that it hands weights to, and of their children.
+    """
     constants = []
-    for module in (owner, *owner._modules.values()):
-        if module is not None:
-            constants += [buffer for buffer in module._buffers.values() if buffer is not None]
+    for module in (owner, *(_follow(owner, path) for path in owner.redirected_inside)):
+        for holder in (module, *module._modules.values()):
+            if holder is not None:
+                constants += [buffer for buffer in holder._buffers.values() if buffer is not None]
     return constants
 
 

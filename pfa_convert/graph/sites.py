@@ -68,12 +68,14 @@ class Discovery:
 
     `sites` by weight and owner, first those that the walk did not reach, then the others in the order of
     execution; `skipped` with reasons, by name; `owners` are the paths of the weights that a module's own code
-    applies, by the module's name; `used` says what else is done with a Parameter, by its name.
+    applies, by the module's name, and `entered` the modules inside whose forwards it is followed into; `used`
+    says what else is done with a Parameter, by its name.
     """
 
     sites: dict[tuple[str, str], Site] = field(default_factory=dict)
     skipped: dict[str, Skipped] = field(default_factory=dict)
     owners: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    entered: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     used: dict[str, str] = field(default_factory=dict)
 
     def add(self, site: Site) -> None:
@@ -97,7 +99,7 @@ class Discovery:
                 yield OtherUse(name, tuple(parameter.shape), self.used.get(name, NOT_REACHED))
 
 
-KEPT_ATTRIBUTES = ("redirected_weights", "output_errors", "_decided", "unrolled")
+KEPT_ATTRIBUTES = ("redirected_weights", "redirected_inside", "output_errors", "_decided", "unrolled")
 """What a conversion leaves among a module's attributes; `graph.rewrite.restore` takes it away."""
 
 _PARAMETRIZED = re.compile(r"(.*?)\.?parametrizations\.(\w+)\.original\d*")

@@ -1,13 +1,38 @@
-"""What a forward does with a weight besides applying it with feedback, in a report's words."""
+"""What a forward does with a weight: it applies it, or something else, in a report's words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.nn import functional
 
 from pfa_convert.feedback.functions import plain_name
+from pfa_convert.feedback.layout import WeightLayout
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A product applies the Parameter of this path, as it is or computed; `kind` names the function."""
+
+    path: str
+    kind: str
+    layout: WeightLayout
+
+
+@dataclass(frozen=True)
+class Used:
+    """Something else is done with the Parameter, as `use` says; perhaps `inside` an untraced function."""
+
+    path: str
+    use: str
+    inside: Any = None
+
+    @property
+    def applies(self) -> bool:
+        """Whether that is a linear map, of a kind that has no feedback."""
+        return self.use in UNSUPPORTED
 
 
 def use_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> str:

@@ -1,0 +1,49 @@
+"""What a child is handed and hands back: the values among the arguments of its call, and in its result."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+from torch.utils._pytree import tree_map
+
+from pfa_convert.graph.signatures import method_of, parameters_of
+
+
+def arguments_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a node's call of a module, by the placeholders of the module's graphs.
+
+    There are none where the module cannot be called like that.
+    """
+    parameters = parameters_of(method_of(module))
+    try:
+        given = inspect.Signature(parameters).bind(*node.args, **node.kwargs).arguments
+    except TypeError:
+        return {}
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            given |= {f"more_{n}": value for n, value in enumerate(given.get(parameter.name, ()))}
+    return given
+
+
+def part_of(held: Any, index: Any) -> Any:
+    """Return what a list, a tuple or a dictionary has in a place; None where that is not known."""
+    try:
+        return held[index]
+    except (TypeError, LookupError):
+        return None
+
+
+def returned(graph: fx.Graph) -> list[Any]:
+    """Return the result of a graph, in a list that is empty where an error ended its tracing."""
+    return [node.args[0] for node in graph.nodes if node.op == "output"]
+
+
+def merged(results: list[Any], whole: Callable[[Any], Any]) -> Any:
+    """Return what all ways through a forward return, part by part where each returns the same parts."""
+    try:
+        return tree_map(lambda *ways: whole(ways), *results)
+    except ValueError:
+        return whole(results)

@@ -1,0 +1,29 @@
+"""What a node of a graph calls, and what a path of attributes leads to."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+
+def attribute(owner: nn.Module, path: str) -> Any:
+    """Return what a path of attributes leads to."""
+    return operator.attrgetter(path)(owner)
+
+
+def function_of(node: fx.Node) -> Callable[..., Any]:
+    """Return the function that a node calls; for `getattr` of a tensor, the property."""
+    if node.op == "call_method":
+        return getattr(Tensor, str(node.target), _nothing)
+    if node.target is getattr and isinstance(node.args[1], str):
+        found = getattr(Tensor, node.args[1], _nothing)
+        return getattr(found, "__get__", _nothing) if not callable(found) else found
+    target: Any = node.target
+    return target
+
+
+def _nothing(*_: Any) -> None:
+    """Stand for what no tensor has."""
