@@ -7,6 +7,8 @@ import pytest
 import timm
 import torch
 from timm.models.byobnet import model_cfgs as byob_configurations
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import ResNet, VisionTransformer, segmentation
 from torchvision.models.resnet import Bottleneck
 
@@ -122,3 +124,54 @@ def test_an_exported_segmentation_model():
     with torch.no_grad():
         exported = torch.export.export(convert(plain, "fa").eval(), (x,))
         assert torch.equal(exported.module()(x)["out"], plain(x)["out"])
+
+
+class Checkpointed(nn.Module):
+    """Applies a weight of its own within a checkpoint, called by each of the names that it has."""
+
+    def __init__(self, by_path):
+        super().__init__()
+        self.below, self.W = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
+        self.by_path = by_path
+
+    def forward(self, x):
+        if self.by_path:
+            return torch.utils.checkpoint.checkpoint(self.apply_own, self.below(x), use_reentrant=False)
+        return checkpoint(self.apply_own, self.below(x), use_reentrant=False)
+
+    def apply_own(self, x):
+        return (x @ self.W).relu()
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_a_weight_within_a_checkpoint_keeps_its_feedback_when_compiled(by_path):
+    torch.manual_seed(0)
+    model, x = convert(Checkpointed(by_path), "fa").double(), torch.randn(3, 4).double()
+    eager = gradients(model, model, x)
+    compiled = gradients(torch.compile(model, backend="aot_eager"), model, x)
+    assert eager.keys() == compiled.keys() and all(
+        torch.allclose(compiled[name], gradient, rtol=1e-10) for name, gradient in eager.items()
+    )
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router, self.W = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 4, 4))
+
+    def forward(self, x):
+        scores, chosen = self.router(x).max(-1)
+        return torch.einsum("boi,bi,b->bo", self.W[chosen, ...], x, scores)
+
+
+@pytest.mark.parametrize("strategy", ["collapsed", "fused"])
+def test_experts_that_are_looked_up_compile_in_one_graph(strategy):
+    torch.manual_seed(0)
+    plain = nn.Sequential(Experts(), Experts()).double()
+    model = convert(plain, "pfa", options={"strategy": strategy})
+    x = torch.randn(5, 4).double()
+    eager = gradients(model, model, x)
+    compiled = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), model, x)
+    assert eager.keys() == compiled.keys() and all(
+        torch.allclose(compiled[name], gradient, rtol=1e-10) for name, gradient in eager.items()
+    )

@@ -14,6 +14,7 @@ from types import CodeType, FunctionType, ModuleType
 
 from torch import nn
 from torch.autograd import Function
+from torch.utils.checkpoint import checkpoint
 
 from pfa_convert.feedback.products import PRODUCTS
 from pfa_convert.graph.sites import CONTAINERS, is_weight, of_torch, plain_class, weight_path
@@ -96,20 +97,31 @@ def _named_parts(module: nn.Module, path: str) -> set[str]:
     return parts if isinstance(holder, CONTAINERS) else {*parts, name}
 
 
-def calls_autograd_function(module: nn.Module) -> bool:
-    """Say whether code of the module's class names a `torch.autograd.Function`."""
+def hides_from_compilers(module: nn.Module) -> bool:
+    """Say whether code of the module's class names a `torch.autograd.Function` or checkpointing.
+
+    `torch.compile` makes one operation of what these are given, in which nothing can be redirected.
+    """
     methods = dict(own_methods(module))
     reached = {function for method in methods.values() for function in _reached(method, methods)}
-    return any(isinstance(v, type) and issubclass(v, Function) for f in reached for v in _values_named(f))
+    return any(_hides(value) for function in reached for value in _values_named(function))
+
+
+def _hides(value: object) -> bool:
+    return value is checkpoint or (isinstance(value, type) and issubclass(value, Function))
 
 
 def _values_named(function: FunctionType) -> Iterator[object]:
     """Yield the global values that a function names, and those in the modules among them."""
     names = _names(function.__code__)
-    for value in (function.__globals__.get(name) for name in names):
-        yield value
-        if isinstance(value, ModuleType):
-            yield from (vars(value).get(name) for name in names)
+    spaces, searched = [function.__globals__], set[int]()
+    while spaces:
+        space = spaces.pop()
+        searched.add(id(space))
+        for value in (space[name] for name in names if name in space):
+            yield value
+            if isinstance(value, ModuleType) and id(vars(value)) not in searched:
+                spaces.append(vars(value))
 
 
 def _all_names(function: FunctionType, methods: Mapping[str, FunctionType]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from pfa_convert.feedback.direct import DirectPathway, OutputErrors, with_output
 from pfa_convert.feedback.layers.unrolled import UNROLLED
 from pfa_convert.feedback.redirect import run_redirected
 from pfa_convert.feedback.weight import FeedbackWeight
-from pfa_convert.graph.code import calls_autograd_function, methods_that_name
+from pfa_convert.graph.code import hides_from_compilers, methods_that_name
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import KEPT_ATTRIBUTES, Discovery, feedback_path, joined
 from pfa_convert.graph.subclass import change_class, plain_again, with_layer_forward, with_wrapped_method
@@ -68,7 +68,7 @@ def rewrite_owner(owner: nn.Module, weights: Iterable[str], inside: Sequence[str
     owner.redirected_weights = kept  # type: ignore[assignment]
     owner.redirected_inside = tuple(tuple(path.split(".")) for path in inside)  # type: ignore[assignment]
     run = [owner, *map(owner.get_submodule, inside)]
-    wrap = redirecting_uncompiled if any(map(calls_autograd_function, run)) else redirecting
+    wrap = redirecting_uncompiled if any(map(hides_from_compilers, run)) else redirecting
     for name in methods_that_name(owner, {weight[0] for weight, _ in kept}):
         change_class(owner, with_wrapped_method, name, wrap)
 
@@ -86,7 +86,7 @@ def redirecting(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def redirecting_uncompiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same, which `torch.compile` leaves as it is: it hides what an autograd function is given."""
+    """Return the same, which `torch.compile` leaves as it is: it hides what some functions are given."""
     uncompiled: Callable[..., Any] = torch.compiler.disable(redirecting(method))
     return uncompiled
 
