@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils._pytree import tree_leaves
 
 from pfa_convert.feedback.calls import at
 from pfa_convert.feedback.functions import (
@@ -42,26 +40,7 @@ from pfa_convert.graph.signatures import method_of
 from pfa_convert.graph.sites import joined, plain_class
 from pfa_convert.graph.trace import Trace, is_plain_function
 from pfa_convert.graph.uses import Applied, Used, use_name
-
-
-@dataclass(frozen=True)
-class _Value:
-    """What a node computes. `paths` are the Parameters it comes from; none are a constant's."""
-
-    paths: frozenset[str] = frozenset()
-    axes: tuple[int, ...] | None = None
-    mixed: bool = False
-    activation: bool = False
-
-    @property
-    def learned(self) -> bool:
-        """Whether it is computed from weights alone."""
-        return bool(self.paths) and not self.mixed
-
-
-_ACTIVATION = _Value(activation=True)
-_CONSTANT = _Value()
-
+from pfa_convert.graph.values import ACTIVATION, CONSTANT, Value, leaves, whole
 
 TraceChild = Callable[[nn.Module, fx.Node], Trace]
 """Returns the graphs of a child's forward, called as a node does."""
@@ -97,7 +76,7 @@ class _Flow:
         self._owner, self._trace = owner, trace
         self._inside, self._given, self._handed = inside, given or {}, handed
         self._without_gradients = without_gradients
-        self._values: dict[fx.Node, _Value] = {}
+        self._values: dict[fx.Node, Value] = {}
         self._parts: dict[fx.Node, Any] = {}
 
     def read(self, graph: fx.Graph) -> list[Any]:
@@ -111,21 +90,21 @@ class _Flow:
         """Return an argument with the values of its nodes in their places."""
         return map_arg(argument, lambda node: self._parts.get(node, self._values[node]))
 
-    def _hold(self, node: fx.Node, structure: Any) -> _Value:
+    def _hold(self, node: fx.Node, structure: Any) -> Value:
         """Note what a node holds in which place, and return what is in any of them."""
         self._parts[node] = structure
-        return _whole(structure)
+        return whole(structure)
 
-    def _value(self, node: fx.Node) -> _Value:
+    def _value(self, node: fx.Node) -> Value:
         """Note what a node does with Parameters, and return what it computes."""
         if node.op == "placeholder":
-            return self._hold(node, self._given.get(str(node.target), _ACTIVATION))
+            return self._hold(node, self._given.get(str(node.target), ACTIVATION))
         if node.op == "get_attr":
             return self._read(joined(self._inside, str(node.target)))
         inputs = [self._values[n] for n in node.all_input_nodes]
         learned = [value for value in inputs if value.learned]
         if node.op == "output":
-            return _CONSTANT
+            return CONSTANT
         if node.op == "call_module":
             return self._call_module(node)
         function = function_of(node)
@@ -141,39 +120,39 @@ class _Flow:
         if is_plain_function(function) and learned and any(value.activation for value in inputs):
             given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
             self._enter(node, function, self._structure(given), f"goes into {function.__name__}()", function)
-            return _ACTIVATION
+            return ACTIVATION
         return self._compute(function, node, learned, inputs)
 
     def _enter(self, node: fx.Node, code: Any, given: Mapping[str, Any], use: str, called: Any) -> None:
         """Note the weights that are given to code which is not traced, and whether that applies them."""
         for name, argument in given.items():
-            learned = [value for value in _leaves(argument) if value.learned]
+            learned = [value for value in leaves(argument) if value.learned]
             applies = learned and is_plain_function(code) and applies_argument(code, name)
             self._use(node, learned, use, called if applies else None)
 
-    def _use(self, node: fx.Node, learned: list[_Value], use: str, inside: Any = None) -> None:
+    def _use(self, node: fx.Node, learned: list[Value], use: str, inside: Any = None) -> None:
         ours = [value for value in learned if self._counts(value)]
         self.uses[node] += [Used(path, use, inside) for value in ours for path in sorted(value.paths)]
 
-    def _counts(self, value: _Value) -> bool:
+    def _counts(self, value: Value) -> bool:
         """Say whether a value comes from a Parameter whose uses are asked for."""
         return self._handed is None or not self._handed.isdisjoint(value.paths)
 
-    def _read(self, path: str) -> _Value:
+    def _read(self, path: str) -> Value:
         holder, _, name = path.rpartition(".")
         value = getattr(self._owner.get_submodule(holder), name, None)  # a constant of the graph is not there
         if isinstance(value, nn.Parameter):
-            return _Value(frozenset([path]), tuple(range(value.dim())))
-        return _CONSTANT
+            return Value(frozenset([path]), tuple(range(value.dim())))
+        return CONSTANT
 
-    def _call_module(self, node: fx.Node) -> _Value:
+    def _call_module(self, node: fx.Node) -> Value:
         path = joined(self._inside, str(node.target))
         module = self._owner.get_submodule(path)
         if isinstance(module, ParametrizationList):
             holder, _, _ = path.rpartition("parametrizations.")
             layer = self._owner.get_submodule(holder.rstrip("."))
-            return _Value(frozenset([f"{holder}{raw_weight(layer)}"]))
-        given = _leaves(self._structure((node.args, node.kwargs)))
+            return Value(frozenset([f"{holder}{raw_weight(layer)}"]))
+        given = leaves(self._structure((node.args, node.kwargs)))
         learned = [value for value in given if value.learned]
         activation = any(value.activation for value in given)
         closed = own_layer(module) is not None or isinstance(module, torch.jit.ScriptModule)
@@ -182,15 +161,15 @@ class _Flow:
             told = made.paths | {use.path for use in self.uses[node]}
             learned = [value for value in learned if not value.paths <= told]
         else:
-            made = _ACTIVATION
+            made = ACTIVATION
         self._use(node, learned, f"input of {path}")
         return made
 
-    def _follow(self, node: fx.Node, module: nn.Module, path: str) -> _Value:
+    def _follow(self, node: fx.Node, module: nn.Module, path: str) -> Value:
         """Note what a child does with the weights it is handed, and return what it makes of them."""
         trace = self._trace(module, node)
         given = self._structure(arguments_of(module, node))
-        handed = _whole(given)
+        handed = whole(given)
         counting = handed.paths if self._handed is None else self._handed
         without = self._without_gradients or node.meta.get("without_gradients", False)
         results: list[Any] = []
@@ -199,13 +178,13 @@ class _Flow:
             results += child.read(graph)
             self.uses[node] += [use for uses in child.uses.values() for use in uses]
         if results and trace.failure is None:
-            return self._hold(node, merged(results, _whole))
+            return self._hold(node, merged(results))
         if handed.activation or not handed.paths:
             self._enter(node, method_of(module), given, f"input of {path}", plain_class(module))
-            return _ACTIVATION
-        return _Value(handed.paths)
+            return ACTIVATION
+        return Value(handed.paths)
 
-    def _weights(self, function: Any, node: fx.Node, values: list[_Value]) -> list[_Value]:
+    def _weights(self, function: Any, node: fx.Node, values: list[Value]) -> list[Value]:
         """Return those values, of all that make up a weight, which are weights; the others scale it."""
         sizes = []
         for value in values:
@@ -216,22 +195,22 @@ class _Flow:
         self._use(node, scales, "scale of a weight")
         return [values[index] for index in kept]
 
-    def _product(self, product: Product, node: fx.Node) -> _Value:
-        weights: list[tuple[int, _Value]] = []
+    def _product(self, product: Product, node: fx.Node) -> Value:
+        weights: list[tuple[int, Value]] = []
         others = False
         for index, slot in enumerate(product.slots(node.args, node.kwargs)):
             operand = at(slot, node.args, node.kwargs)
-            value = self._values.get(operand, _CONSTANT) if isinstance(operand, fx.Node) else _CONSTANT
+            value = self._values.get(operand, CONSTANT) if isinstance(operand, fx.Node) else CONSTANT
             if value.learned or (value.mixed and index == product.weight):
                 weights.append((index, value))
             else:
                 others = others or value.activation
         paths = frozenset(path for _, value in weights for path in value.paths)
         if not others:
-            return _Value(paths)
+            return Value(paths)
         if node.meta.get("without_gradients") or self._without_gradients:
             self._use(node, [value for _, value in weights], "applied without gradients")
-            return _ACTIVATION
+            return ACTIVATION
         for index, value in ((index, value) for index, value in weights if self._counts(value)):
             if is_scale(product, index, node.args):
                 self._use(node, [value], "scale")
@@ -241,11 +220,11 @@ class _Flow:
                 axes = value.axes if len(value.paths) == 1 else None
                 layout = operand_layout(product, index, shape, node.args, node.kwargs, axes)
                 self.uses[node].append(Applied(path, f"{product.name}()", layout))
-        return _Value(paths, mixed=bool(paths), activation=True)
+        return Value(paths, mixed=bool(paths), activation=True)
 
-    def _attention(self, node: fx.Node) -> _Value:
+    def _attention(self, node: fx.Node) -> Value:
         for argument in (*node.args, *node.kwargs.values()):
-            value = self._values.get(argument, _CONSTANT) if isinstance(argument, fx.Node) else _CONSTANT
+            value = self._values.get(argument, CONSTANT) if isinstance(argument, fx.Node) else CONSTANT
             for path in sorted(value.paths) if value.learned and self._counts(value) else ():
                 shape = tuple(attribute(self._owner, path).shape)
                 if len(shape) == 2:
@@ -253,13 +232,13 @@ class _Flow:
                     self.uses[node].append(applied)
                 elif len(shape) > 2:
                     self._use(node, [value], "bias of attention")
-        return _ACTIVATION
+        return ACTIVATION
 
-    def _compute(self, function: Any, node: fx.Node, learned: list[_Value], inputs: list[_Value]) -> _Value:
+    def _compute(self, function: Any, node: fx.Node, learned: list[Value], inputs: list[Value]) -> Value:
         """Return what a function that is no product computes."""
         name = plain_name(function)
         if name in _NO_TENSORS or makes_new_values(function):
-            return _CONSTANT
+            return CONSTANT
         activation = any(value.activation for value in inputs)
         weights = self._weights(function, node, [value for value in inputs if value.paths])
         paths = frozenset(path for value in weights for path in value.paths)
@@ -268,38 +247,23 @@ class _Flow:
                 if self._values[entry].learned:
                     use = use_name(function, node.args, node.kwargs, entry)
                     self._use(node, [self._values[entry]], use)
-            stack = self._values.get(looked_up_in(node.args, node.kwargs), _CONSTANT)
+            stack = self._values.get(looked_up_in(node.args, node.kwargs), CONSTANT)
             others, named = node.args[1:], dict(node.kwargs)
             if stack.learned and stack.axes and looks_up_matrices(function, others, named, len(stack.axes)):
-                return _Value(paths, axes_after(name, others, named, stack.axes))
+                return Value(paths, axes_after(name, others, named, stack.axes))
             if not is_lookup(function) and not is_elementwise(function):
-                return _ACTIVATION
-            return _Value(paths, mixed=True, activation=True)
+                return ACTIVATION
+            return Value(paths, mixed=True, activation=True)
         if learned:
             traced = not is_plain_function(function)
             known = traced and (len(learned) == 1 or is_elementwise(function) or name == "stack")
             if name == "getitem" and node.all_input_nodes[0].op != "get_attr":
-                return _Value(paths, weights[0].axes)  # perhaps one of several, as of `W.chunk(3)`
+                return Value(paths, weights[0].axes)  # perhaps one of several, as of `W.chunk(3)`
             axes = axes_after(name, node.args[1:], dict(node.kwargs), weights[0].axes) if known else None
-            return _Value(paths, axes)
+            return Value(paths, axes)
         if paths and keeps_mixtures(function):
-            return _Value(paths, mixed=True, activation=True)
-        return _ACTIVATION if activation else _CONSTANT
-
-
-def _leaves(structure: Any) -> list[_Value]:
-    """Return the values in a structure, without the plain data in it."""
-    return [leaf for leaf in tree_leaves(structure) if isinstance(leaf, _Value)]
-
-
-def _whole(structure: Any) -> _Value:
-    """Return what several values are together: those of a list, or of several ways through a forward."""
-    values = set(_leaves(structure))
-    if len(values) == 1:
-        return next(iter(values))
-    paths = frozenset(path for value in values for path in value.paths)
-    activation = any(value.activation for value in values)
-    return _Value(paths, mixed=bool(paths) and activation, activation=activation)
+            return Value(paths, mixed=True, activation=True)
+        return ACTIVATION if activation else CONSTANT
 
 
 _NO_TENSORS = frozenset(["shape", "size", "dim", "ndim", "device", "dtype", "numel", "len", "requires_grad"])

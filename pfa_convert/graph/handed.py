@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from pfa_convert.graph.signatures import method_of, parameters_of
+from pfa_convert.graph.values import whole
 
 
 def arguments_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def returned(graph: fx.Graph) -> list[Any]:
     return [node.args[0] for node in graph.nodes if node.op == "output"]
 
 
-def merged(results: list[Any], whole: Callable[[Any], Any]) -> Any:
+def merged(results: list[Any]) -> Any:
     """Return what all ways through a forward return, part by part where each returns the same parts."""
     try:
         return tree_map(lambda *ways: whole(ways), *results)
