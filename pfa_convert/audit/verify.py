@@ -125,11 +125,15 @@ def _constants(model: nn.Module, given: list[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module its attributes back: its own, and those in its tables of buffers and modules."""
+    """Give every module its attributes back: its own, and those in its tables of buffers and modules.
+
+    A ScriptModule's are not in Python's hands.
+    """
     tables = ("_parameters", "_buffers", "_modules")
     before = [
         (module, dict(vars(module)), {table: dict(vars(module)[table]) for table in tables})
         for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
         yield

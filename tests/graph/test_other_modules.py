@@ -67,6 +67,8 @@ def test_a_script_module_is_refused_and_named_as_a_part():
         assert [site.name for site in model.conversion.sites] == ["0"]
         (left,) = model.conversion.skipped
         assert (left.name, left.weight_shape) == ("1.0.weight", (3, 3)) and "ScriptModule" in left.reason
+        account = verify(model, torch.randn(2, 3))
+        assert account.balanced and [entry.name for entry in account.having("skipped")] == ["1.0.weight"]
         x = torch.randn(2, 3)
         assert torch.equal(revert(model)(x), model(x))
 
