@@ -126,6 +126,14 @@ def test_an_exported_segmentation_model():
         assert torch.equal(exported.module()(x)["out"], plain(x)["out"])
 
 
+def assert_compiled_is_eager(model, x, **options):
+    eager = gradients(model, model, x)
+    compiled = gradients(torch.compile(model, backend="aot_eager", **options), model, x)
+    assert eager.keys() == compiled.keys() and all(
+        torch.allclose(compiled[name], gradient, rtol=1e-10) for name, gradient in eager.items()
+    )
+
+
 class Checkpointed(nn.Module):
     """Applies a weight of its own within a checkpoint, called by each of the names that it has."""
 
@@ -147,11 +155,7 @@ class Checkpointed(nn.Module):
 def test_a_weight_within_a_checkpoint_keeps_its_feedback_when_compiled(by_path):
     torch.manual_seed(0)
     model, x = convert(Checkpointed(by_path), "fa").double(), torch.randn(3, 4).double()
-    eager = gradients(model, model, x)
-    compiled = gradients(torch.compile(model, backend="aot_eager"), model, x)
-    assert eager.keys() == compiled.keys() and all(
-        torch.allclose(compiled[name], gradient, rtol=1e-10) for name, gradient in eager.items()
-    )
+    assert_compiled_is_eager(model, x)
 
 
 class Experts(nn.Module):
@@ -169,9 +173,4 @@ def test_experts_that_are_looked_up_compile_in_one_graph(strategy):
     torch.manual_seed(0)
     plain = nn.Sequential(Experts(), Experts()).double()
     model = convert(plain, "pfa", options={"strategy": strategy})
-    x = torch.randn(5, 4).double()
-    eager = gradients(model, model, x)
-    compiled = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), model, x)
-    assert eager.keys() == compiled.keys() and all(
-        torch.allclose(compiled[name], gradient, rtol=1e-10) for name, gradient in eager.items()
-    )
+    assert_compiled_is_eager(model, torch.randn(5, 4).double(), fullgraph=True)

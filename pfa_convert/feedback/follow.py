@@ -22,12 +22,12 @@ from pfa_convert.feedback.functions import (
     drops_elements,
     is_lookup,
     keeps_mixtures,
-    looks_up_matrices,
     makes_new_values,
     multiplies,
+    plain_name,
 )
 from pfa_convert.feedback.learned import Learned, Noted, Operand
-from pfa_convert.feedback.lookup import looked_up_in
+from pfa_convert.feedback.lookup import looked_up_in, takes_matrices
 from pfa_convert.feedback.own_functions import OwnFunctions
 from pfa_convert.feedback.products import Product, product_of
 from pfa_convert.feedback.repeat import repeatable
@@ -184,11 +184,11 @@ class FollowWeights(TorchFunctionMode):
         if unknown and product is None:
             # Elementwise, a weight of the same shape stays one: `W * mask`. Spread over a batch, `W * style`,
             # it is a mixture, as are rows that activations look up; the matrices of a stack are weights.
-            same = _same_shape(result, learned) and not is_lookup(func)
-            same = not mixed and (same or self._takes_matrices(func, args, kwargs))
-            if not same and not is_lookup(func) and not multiplies(func):
+            lookup = is_lookup(func)
+            stays = self._takes_matrices(func, args, kwargs) if lookup else _same_shape(result, learned)
+            mixed = mixed or not stays
+            if mixed and not lookup and not multiplies(func):
                 return result
-            mixed = not same
         elif mixed and not keeps_mixtures(func):
             return result
         self._note(func, args, kwargs, result, learned, mixed, again)
@@ -197,7 +197,7 @@ class FollowWeights(TorchFunctionMode):
     def _takes_matrices(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Say whether a call looks up whole matrices in a stack that is computed from weights alone."""
         stack = self.find(looked_up_in(args, kwargs))
-        return stack is not None and looks_up_matrices(func, args[1:], kwargs, stack.tensor.dim())
+        return stack is not None and takes_matrices(plain_name(func), args[1:], kwargs, stack.tensor.dim())
 
     def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Follow a change in place of a tensor that is computed from weights, or becomes so by it.

@@ -11,18 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfa_convert.feedback.calls import argument
-from pfa_convert.feedback.lookup import ALONG_A_DIMENSION, NO_AXIS, axes_along, axes_of_item, takes_matrices
+from pfa_convert.feedback.lookup import ALONG_A_DIMENSION, NO_AXIS, axes_along, axes_of_item
 from pfa_convert.feedback.products import product_of
 
 
 def is_lookup(func: Any) -> bool:
     """Say whether a function takes rows of a table."""
     return plain_name(func) in _LOOKUPS
-
-
-def looks_up_matrices(func: Any, arguments: Sequence[Any], kwargs: dict[str, Any], dimensions: int) -> bool:
-    """Say whether a function takes whole matrices out of a stack; `arguments` are those behind the stack."""
-    return takes_matrices(plain_name(func), arguments, kwargs, dimensions)
 
 
 def makes_new_values(func: Any) -> bool:

@@ -17,7 +17,6 @@ from pfa_convert.feedback.calls import argument
 NO_AXIS = -1
 """A dimension that is none of the weight's, in the order of those of what is computed from it."""
 
-
 ALONG_A_DIMENSION = frozenset(["index_select", "gather"])
 """Functions that look up along one dimension; `gather` does so with an index that was expanded."""
 

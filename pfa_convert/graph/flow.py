@@ -23,13 +23,12 @@ from pfa_convert.feedback.functions import (
     is_elementwise,
     is_lookup,
     keeps_mixtures,
-    looks_up_matrices,
     makes_new_values,
     plain_name,
     those_that_count,
 )
 from pfa_convert.feedback.layout import WeightLayout
-from pfa_convert.feedback.lookup import looked_up_in
+from pfa_convert.feedback.lookup import looked_up_in, takes_matrices
 from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import Product, is_scale, operand_layout, product_of
 from pfa_convert.graph.arguments import applies_argument
@@ -249,7 +248,7 @@ class _Flow:
                     self._use(node, [self._values[entry]], use)
             stack = self._values.get(looked_up_in(node.args, node.kwargs), CONSTANT)
             others, named = node.args[1:], dict(node.kwargs)
-            if stack.learned and stack.axes and looks_up_matrices(function, others, named, len(stack.axes)):
+            if stack.learned and stack.axes and takes_matrices(name, others, named, len(stack.axes)):
                 return Value(paths, axes_after(name, others, named, stack.axes))
             if not is_lookup(function) and not is_elementwise(function):
                 return ACTIVATION
