@@ -7,11 +7,11 @@ are constants. A product of such a tensor with anything else applies the weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -19,21 +19,21 @@ from pfa_convert.feedback.attention import attention_of_plain_calls
 from pfa_convert.feedback.calls import at, replaced, tensors_of
 from pfa_convert.feedback.functions import (
     IN_PLACE,
-    drops_elements,
     is_lookup,
     keeps_mixtures,
     makes_new_values,
     multiplies,
     plain_name,
 )
-from pfa_convert.feedback.learned import Learned, Noted, Operand
+from pfa_convert.feedback.known import KnownTensors
+from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.lookup import looked_up_in, takes_matrices
 from pfa_convert.feedback.own_functions import OwnFunctions
 from pfa_convert.feedback.products import Product, product_of
 from pfa_convert.feedback.repeat import repeatable
 
 
-class FollowWeights(TorchFunctionMode):
+class FollowWeights(KnownTensors, TorchFunctionMode):
     """Sees a forward's calls; a subclass says what becomes of one that applies a weight.
 
     Args:
@@ -42,15 +42,12 @@ class FollowWeights(TorchFunctionMode):
     """
 
     def __init__(self, weights: Sequence[Learned], constants: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._learned = Noted(weights)
-        self._constants = Noted(Learned(constant) for constant in constants)
+        super().__init__(weights, constants)
         self._functions = OwnFunctions()
 
     def forget(self) -> None:
-        """Let go of all tensors: they refer back to what notes them, and would be kept until a collection."""
-        self._learned.clear()
-        self._constants.clear()
+        """Let go of all tensors, also of those that autograd functions of the user's own were given."""
+        super().forget()
         self._functions.forget()
 
     def applied(
@@ -85,14 +82,14 @@ class FollowWeights(TorchFunctionMode):
         if not learned:
             result = func(*args, **kwargs)
             if isinstance(result, Tensor) and all(self.is_constant(tensor) for tensor in tensors):
-                self._constants.add(Learned(result))
+                self.remember_constant(result)
             return result
         product = product_of(func)
         if product is not None:
             weights, multiplied = self._multiplied(product, args, kwargs)
             if weights and multiplied:
                 result = self.applied(func, product, weights, args, kwargs)
-                self._note(func, args, kwargs, result, learned, mixed=True)
+                self.note(func, args, kwargs, result, learned, mixed=True)
                 return result
         return self._computed(func, product, args, kwargs, tensors, learned)
 
@@ -102,7 +99,7 @@ class FollowWeights(TorchFunctionMode):
 
     def find(self, tensor: Any) -> Learned | None:
         """Return what is known of a tensor that is learned."""
-        found = self._learned.find(tensor)
+        found = super().find(tensor)
         return self._made_by_own_function(tensor) if found is None else found
 
     def _made_by_own_function(self, tensor: Any) -> Learned | None:
@@ -121,26 +118,13 @@ class FollowWeights(TorchFunctionMode):
                 f"{name} keeps the gradient of a weight from its plastic feedback state: "
                 "give the layer the strategy 'collapsed'"
             )
-        self._note(call.again, call.args, {}, tensor, learned, mixed=False)
-        return self._learned.find(tensor)
-
-    def remember(self, learned: Learned) -> None:
-        """Note a tensor that is computed from weights."""
-        self._learned.add(learned)
-
-    def is_constant(self, tensor: Tensor) -> bool:
-        """Say whether a tensor is neither learned by feedback nor an activation."""
-        return isinstance(tensor, nn.Parameter) or self._constants.find(tensor) is not None
+        self.note(call.again, call.args, {}, tensor, learned, mixed=False)
+        return super().find(tensor)
 
     def used_otherwise(
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: Sequence[Learned]
     ) -> None:
         """Be told that a call, which is no product, combines weights with activations."""
-
-    def describe(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned], made: Learned
-    ) -> None:
-        """Be told what a tensor was made of, to note in `made` what is of interest."""
 
     def _multiplied(
         self, product: Product, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -175,7 +159,7 @@ class FollowWeights(TorchFunctionMode):
         if not isinstance(result, Tensor | list | tuple):
             return result
         if makes_new_values(func):
-            self._constants.add(Learned(result))
+            self.remember_constant(result)
             return result
         unknown = any(self.find(t) is None and not self.is_constant(t) for t in tensors)
         mixed = any(one.mixed for one in learned)
@@ -191,7 +175,7 @@ class FollowWeights(TorchFunctionMode):
                 return result
         elif mixed and not keeps_mixtures(func):
             return result
-        self._note(func, args, kwargs, result, learned, mixed, again)
+        self.note(func, args, kwargs, result, learned, mixed, again)
         return result
 
     def _takes_matrices(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -212,63 +196,10 @@ class FollowWeights(TorchFunctionMode):
             return
         with torch.no_grad():
             twin = changed.clone() if learned is None else learned.feedback()
-            rest, keywords = replaced(others, kwargs, self._feedback_of)
+            rest, keywords = replaced(others, kwargs, self.feedback_of)
             if learned is None:
                 self.remember(Learned(changed, recompute=lambda: twin))
             func(twin, *rest, **keywords)
-
-    def _feedback_of(self, operand: Any) -> Any:
-        """Return what stands for an operand where feedback weights are computed as the weights were."""
-        found = self.find(operand)
-        return operand if found is None else found.feedback()
-
-    def is_of_parameter(self, tensor: Tensor) -> bool:
-        """Say whether a tensor shares its memory with a Parameter that is followed."""
-        if torch.compiler.is_compiling():
-            return False
-        memory = tensor.untyped_storage().data_ptr()
-        return any(
-            isinstance(one.tensor, nn.Parameter) and one.tensor.untyped_storage().data_ptr() == memory
-            for one in self._learned
-        )
-
-    def _note(
-        self,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        result: Any,
-        learned: list[Learned],
-        mixed: bool,
-        again: Callable[..., Any] | None = None,
-    ) -> None:
-        """Note that a result is computed from weights, with the way to compute it from feedback weights.
-
-        `again` is what repeats the call, where that is not the function itself.
-        """
-        repeat = again or func
-
-        def recompute() -> Any:
-            twin_args, twin_kwargs = replaced(args, kwargs, self._feedback_of)
-            if drops_elements(func) and repeat is func:
-                # The elements that were dropped are told by the result; not those of a weight that is zero.
-                return twin_args[0] * (result / args[0]).nan_to_num(1.0)
-            return repeat(*twin_args, **twin_kwargs)
-
-        if isinstance(result, Tensor):
-            made_of = [(result, recompute)]
-        else:
-            shared = Learned(None, recompute=recompute)
-            made_of = [(part, _part(shared, index)) for index, part in enumerate(result)]
-        for tensor, again in made_of:
-            if isinstance(tensor, Tensor) and self._learned.find(tensor) is None:
-                made = Learned(tensor, mixed=mixed, recompute=again, direct=learned[0].direct)
-                self.describe(func, args, kwargs, learned, made)
-                self.remember(made)
-
-
-def _part(shared: Learned, index: int) -> Callable[[], Any]:
-    return lambda: shared.feedback()[index]
 
 
 def _same_shape(result: Any, learned: Sequence[Learned]) -> bool:

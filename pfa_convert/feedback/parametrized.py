@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from pfa_convert.feedback.finding import raw_name
-from pfa_convert.feedback.redirect import GivenFeedback, tap
+from pfa_convert.feedback.given import GivenFeedback
+from pfa_convert.feedback.raw_weight import tap
 from pfa_convert.feedback.repeat import repeatable_module
 from pfa_convert.feedback.weight import FEEDBACK_ATTRIBUTE, FeedbackWeight
 

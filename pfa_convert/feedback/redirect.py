@@ -24,8 +24,9 @@ from pfa_convert.feedback.given import GivenFeedback
 from pfa_convert.feedback.graft import graft
 from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.operations import MatrixProduct
-from pfa_convert.feedback.primitive import PlasticTap, apply_feedback
+from pfa_convert.feedback.primitive import apply_feedback
 from pfa_convert.feedback.products import Product, groups_of, is_scale, is_transposed, product_of
+from pfa_convert.feedback.raw_weight import RawWeight, tap
 from pfa_convert.feedback.weight import FeedbackWeight
 
 
@@ -45,34 +46,6 @@ def run_redirected(
             return function(*args, **kwargs)
     finally:
         redirect.forget()
-
-
-def tap(V: Tensor, feedback: FeedbackWeight) -> Tensor:
-    """Return the raw weight `V`, whose gradient then also reaches the plastic state."""
-    if not torch.is_grad_enabled() or not feedback.pathway.plastic:
-        return V
-    return PlasticTap.apply(feedback.pathway, V, *feedback.state())
-
-
-class RawWeight(Learned):
-    """A Parameter with its feedback state."""
-
-    def __init__(self, weight: Tensor, state: FeedbackWeight) -> None:
-        super().__init__(weight, recompute=lambda: _in_form_of(weight, state.feedback_weight(weight)))
-        self.state = state
-        self.direct = None if state.pathway.follows_weight else state
-        self.tapped: Tensor | None = None
-        self.tapped_in: Any = None
-
-
-def _in_form_of(W: Tensor, F: Tensor) -> Tensor:
-    """Return `F` such that what can be done to `W` can be done to it.
-
-    Autocast makes `G W` in half precision, also for a product that it leaves in the weight's own; and `F` of
-    `x @ W` is made transposed, of which `W.view(...)` would not be a view.
-    """
-    F = F.to(W.dtype)
-    return F.contiguous() if W.is_contiguous() else F
 
 
 class Redirect(FollowWeights):

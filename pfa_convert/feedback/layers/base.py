@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from pfa_convert.feedback.given import GivenFeedback
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.parametrized import is_computed, parametrized_weight, raw_weight
-from pfa_convert.feedback.redirect import GivenFeedback
 from pfa_convert.feedback.weight import FEEDBACK_ATTRIBUTE, FeedbackWeight
 from pfa_convert.registry import ClassRegistry
 
