@@ -49,16 +49,17 @@ def trace_method(stand_in: StandIn, module: nn.Module, call: Call) -> Trace:
     Neither the module nor anything of PyTorch's is changed for a moment.
     """
     ways, all_ways = _ways(stand_in, module, call, None)
-    errors = [way.error for way in ways if way.error is not None and not way.whole]
-    if not errors and all(way.error is not None for way in ways):
-        errors = [way.error for way in ways if way.error is not None]
-    if not errors and all_ways:
-        return Trace(tuple(way.graph for way in ways))
-    failure = _reason(errors[0]) if errors else VALUES
+    graphs = tuple(way.graph for way in ways)
+    # The first way has an error only where all have one.
+    errors = [way.error for way in ways if not way.whole] + [ways[0].error]
+    error = next((error for error in errors if error is not None), None)
+    if error is None and all_ways:
+        return Trace(graphs)
+    failure = VALUES if error is None else _reason(error)
     if of_torch(module):
-        return Trace(tuple(way.graph for way in ways), failure)
+        return Trace(graphs, failure)
     for_a_size, _ = _ways(stand_in, module, call, _SIZE)
-    return Trace(tuple(way.graph for way in (*ways, *for_a_size)), failure)
+    return Trace((*graphs, *(way.graph for way in for_a_size)), failure)
 
 
 def _ways(stand_in: StandIn, module: nn.Module, call: Call, size: int | None) -> tuple[list[Traced], bool]:
