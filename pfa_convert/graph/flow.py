@@ -38,7 +38,7 @@ from pfa_convert.graph.nodes import attribute, function_of
 from pfa_convert.graph.signatures import method_of
 from pfa_convert.graph.sites import joined, plain_class
 from pfa_convert.graph.trace import Trace, is_plain_function
-from pfa_convert.graph.uses import Applied, Used, use_name
+from pfa_convert.graph.uses import OF_ANOTHER_SHAPE, Applied, Used, use_name
 from pfa_convert.graph.values import ACTIVATION, CONSTANT, Value, leaves, whole
 
 TraceChild = Callable[[nn.Module, fx.Node], Trace]
@@ -148,9 +148,7 @@ class _Flow:
         path = joined(self._inside, str(node.target))
         module = self._owner.get_submodule(path)
         if isinstance(module, ParametrizationList):
-            holder, _, _ = path.rpartition("parametrizations.")
-            layer = self._owner.get_submodule(holder.rstrip("."))
-            return Value(frozenset([f"{holder}{raw_weight(layer)}"]))
+            return self._parametrized(node, path)
         given = leaves(self._structure((node.args, node.kwargs)))
         learned = [value for value in given if value.learned]
         activation = any(value.activation for value in given)
@@ -163,6 +161,17 @@ class _Flow:
             made = ACTIVATION
         self._use(node, learned, f"input of {path}")
         return made
+
+    def _parametrized(self, node: fx.Node, chain: str) -> Value:
+        """Return the raw weight of a computed one; where none has its shape, note what it is computed from."""
+        holder, _, name = chain.rpartition("parametrizations.")
+        raw = raw_weight(self._owner.get_submodule(holder.rstrip(".")), name)
+        if raw != name:
+            return Value(frozenset([f"{holder}{raw}"]))
+        originals = self._owner.get_submodule(chain).named_parameters(recurse=False)
+        of_another_shape = [Value(frozenset([f"{chain}.{original}"])) for original, _ in originals]
+        self._use(node, of_another_shape, OF_ANOTHER_SHAPE)
+        return ACTIVATION
 
     def _follow(self, node: fx.Node, module: nn.Module, path: str) -> Value:
         """Note what a child does with the weights it is handed, and return what it makes of them."""

@@ -51,6 +51,7 @@ def use_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weig
     return _USES.get(name, name)
 
 
+OF_ANOTHER_SHAPE = "computes a weight of another shape"
 UNSUPPORTED = {
     "addmm_": "addmm_ applies it in place",
     "addmv_": "addmv_ applies it in place",
@@ -59,6 +60,7 @@ UNSUPPORTED = {
     "vecdot": "vecdot applies it",
     "cosine_similarity": "cosine_similarity compares with it",
     "cdist": "cdist compares with it",
+    OF_ANOTHER_SHAPE: "it computes a weight of another shape, as do others",
     "learned input of attention": "attention has it among its queries, keys or values",
 }
 """What applies a weight without feedback, as a reason."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.nn.utils.parametrize import cached, register_parametrization
 
-from pfa_convert import convert, couple, revert, strip_feedback
+from pfa_convert import convert, couple, revert, strip_feedback, verify
 from pfa_convert.comparison import forward_difference
 
 
@@ -193,3 +193,45 @@ def test_within_cached_the_weight_is_computed_once_as_in_the_plain_model(problem
     once, _ = gradients(single, x)
     assert relative_error(below, 2 * once) <= EXACT
     assert all(map(torch.equal, model[0].parametrizations.buffers(), plain.buffers()))
+
+
+class LowRank(nn.Module):
+    def forward(self, U, V):
+        return U @ V
+
+    def right_inverse(self, W):
+        return W[:, :2].clone(), W[:2].clone()
+
+
+class OwnParameter(nn.Module):
+    """Applies a parametrized Parameter of its own, of another name than `weight`."""
+
+    def __init__(self, parametrization):
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+        register_parametrization(self, "A", parametrization)
+
+    def forward(self, x):
+        return x @ self.A
+
+
+def test_a_parametrized_parameter_of_ones_own_is_a_site():
+    plain, x = OwnParameter(Symmetric()), torch.randn(3, 4, dtype=torch.float64)
+    model = convert(plain, "fa", strict=True)
+    assert [site.name for site in model.conversion.sites] == ["A"]
+    below, ours = gradients(model, x)
+    F = Symmetric()(model.feedback_of_A.F0)
+    delta = 2 * plain(x)
+    assert relative_error(below, delta @ F.t()) <= EXACT
+    _, theirs = gradients(plain, x)
+    assert relative_error(ours["parametrizations.A.original"], theirs["parametrizations.A.original"]) <= EXACT
+    assert verify(model, x).balanced
+
+
+def test_the_factors_of_a_parametrized_parameter_are_named():
+    model = convert(OwnParameter(LowRank()), "fa")
+    assert not model.conversion.sites
+    assert [skipped.name for skipped in model.conversion.skipped] == [
+        "parametrizations.A.original0",
+        "parametrizations.A.original1",
+    ]
