@@ -13,7 +13,7 @@ def feedback_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Feed
     """Yield name, weight and feedback state of each weight that has one, once for a shared one."""
     seen: set[nn.Module] = set()
     for holder_name, holder in model.named_modules():
-        for child in holder.children():
+        for child in holder._modules.values():
             if not isinstance(child, FeedbackWeight) or child in seen:
                 continue
             parameter = present_parameter(holder, child)

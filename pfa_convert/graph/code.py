@@ -97,6 +97,12 @@ def _named_parts(module: nn.Module, path: str) -> set[str]:
     return parts if isinstance(holder, CONTAINERS) else {*parts, name}
 
 
+def lists_children(module: nn.Module) -> bool:
+    """Say whether code of the module's class asks modules for their children."""
+    names = {name for _, method in own_methods(module) for name in _names(method.__code__)}
+    return not names.isdisjoint(("children", "named_children"))
+
+
 def hides_from_compilers(module: nn.Module) -> bool:
     """Say whether code of the module's class names a `torch.autograd.Function` or checkpointing.
 

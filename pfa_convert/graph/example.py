@@ -116,6 +116,10 @@ class _Recorder(FollowWeights):
         for name, parameter in model.named_parameters():
             self.remember(Learned(parameter, (name,), tuple(range(parameter.dim()))))
 
+    def __deepcopy__(self, memo: Any) -> _Recorder:
+        """Return itself: a forward that copies one of its modules copies the hooks, which are this one's."""
+        return self
+
     def enter(self, module: nn.Module, args: Any) -> None:
         """Be told that a module's forward begins."""
         self._running.append(module)
@@ -151,7 +155,7 @@ class _Recorder(FollowWeights):
     ) -> Any:
         """Note the weights that a product applies, unless a layer of PyTorch's does it with its own."""
         module = self._running[-1]
-        owner = self._names[module]
+        owner = self._names.get(module, "")  # a forward's own copy of a module has no name
         for index, learned in weights if own_layer(module) is None else ():
             axes = learned.axes if len(learned.sources) == 1 else None
             for source in learned.sources:

@@ -163,7 +163,7 @@ class _Flow:
         return made
 
     def _parametrized(self, node: fx.Node, chain: str) -> Value:
-        """Return the raw weight of a computed one; where none has its shape, note what it is computed from."""
+        """Return the raw weight of a computed one; where none has its shape, note what computes it."""
         holder, _, name = chain.rpartition("parametrizations.")
         raw = raw_weight(self._owner.get_submodule(holder.rstrip(".")), name)
         if raw != name:

@@ -19,6 +19,7 @@ from pfa_convert.feedback.direct import DirectPathway, OutputErrors, with_output
 from pfa_convert.feedback.layers.unrolled import UNROLLED
 from pfa_convert.feedback.redirect import run_redirected
 from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.graph.children import hide_feedback
 from pfa_convert.graph.code import hides_from_compilers, methods_that_name
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import KEPT_ATTRIBUTES, Discovery, feedback_path, joined
@@ -30,10 +31,14 @@ def rewrite(model: nn.Module, found: Discovery) -> None:
     for name, weights in found.owners.items():
         inside = [inner.removeprefix(f"{name}.") for inner in sorted(found.entered[name])]
         rewrite_owner(model.get_submodule(name), weights, inside)
+    holders = []
     for site in found.sites.values():
-        holder, feedback = feedback_path(site.weight)
-        if hasattr(model.get_submodule(holder), feedback):
+        path, feedback = feedback_path(site.weight)
+        holder = model.get_submodule(path)
+        if hasattr(holder, feedback):
             rewrite_layer(model.get_submodule(site.owner))
+            holders += [holder] if own_layer(holder) is None else []
+    hide_feedback(holders, model)
     tap_output(model)
 
 

@@ -1,5 +1,7 @@
 """What an example's run finds, what `strict` refuses, and how a failure is told."""
 
+import copy
+
 import pytest
 import torch
 from harness import EXACT, error_below, relative_error
@@ -48,6 +50,26 @@ def test_an_examples_run_leaves_the_model_and_the_random_numbers_as_they_were():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules())
+
+
+class Target(nn.Module):
+    """Runs a copy of one of its modules that it makes itself, as methods with a slow copy of a network do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.W = nn.Linear(4, 4), parameter(4, 4)
+
+    def forward(self, x):
+        slow = copy.deepcopy(self.inner)
+        return (slow(x) + self.inner(x)) @ self.W
+
+
+def test_a_forward_may_copy_a_module_that_an_example_runs():
+    plain, x = Target().double(), torch.randn(3, 4, dtype=torch.float64)
+    model = convert(plain, "fa", example=((x,), {}), strict=True)
+    assert {site.name for site in model.conversion.sites} == {"inner", "W"}
+    error = torch.ones(3, 4).double() @ model.feedback_of_W.F0.t()
+    assert relative_error(error_below(model, x), 2 * error @ model.inner.feedback_of_weight.F0) <= EXACT
 
 
 def test_what_an_example_found_is_kept_with_the_model(tmp_path):

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from harness import EXACT, error_below, feedback_of, relative_error
+from harness import error_below, feedback_of
 from torch import fx, nn
 from torch.nn import functional
 
@@ -85,44 +85,3 @@ def test_layers_without_elements_are_left_alone(rule):
     }
     model[:2](x).sum().backward()
     assert alignment(model).keys() == {"2"}
-
-
-class OwnSequential(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Linear(4, 4), nn.ReLU())
-        self.W = nn.Parameter(torch.randn(3, 4))
-
-    def forward(self, x):
-        return super().forward(x) @ self.W.t()
-
-
-class OwnList(nn.ModuleList):
-    def __init__(self):
-        super().__init__([nn.Linear(4, 4), nn.ReLU()])
-        self.W = nn.Parameter(torch.randn(3, 4))
-
-    def forward(self, x):
-        for layer in self:
-            x = layer(x)
-        return x @ self.W.t()
-
-
-class OwnDict(nn.ModuleDict):
-    def __init__(self):
-        super().__init__({"0": nn.Linear(4, 4), "1": nn.ReLU()})
-        self.W = nn.Parameter(torch.randn(3, 4))
-
-    def forward(self, x):
-        return self["1"](self["0"](x)) @ self.W.t()
-
-
-@pytest.mark.parametrize("kind", [OwnSequential, OwnList, OwnDict])
-def test_a_container_with_a_weight_and_a_forward_of_its_own_is_a_module_like_others(kind):
-    plain = kind().double()
-    model, x = convert(plain, "fa"), torch.randn(5, 4, dtype=torch.float64)
-    assert [site.weight for site in model.conversion.sites] == ["0.weight", "W"]
-    assert forward_difference(plain, model, x) == 0
-    layer = model._modules["0"]
-    error = torch.ones(5, 3).double() @ feedback_of(model, "W").F0 * (layer(x) > 0)
-    assert relative_error(error_below(model, x), error @ feedback_of(layer).F0) <= EXACT
-    assert verify(model, x).balanced
