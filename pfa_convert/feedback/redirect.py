@@ -8,7 +8,7 @@ weight, `F = g(F_raw)`, and a plastic feedback state follows the raw weight.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,19 +20,20 @@ from pfa_convert.feedback.calls import replaced, tensors_of
 from pfa_convert.feedback.checkpoints import checkpoint_frame
 from pfa_convert.feedback.follow import FollowWeights
 from pfa_convert.feedback.functional import FEEDBACK_CALLS, apply_operation
+from pfa_convert.feedback.functions import is_lookup
 from pfa_convert.feedback.given import GivenFeedback
 from pfa_convert.feedback.graft import graft
 from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.operations import MatrixProduct
 from pfa_convert.feedback.primitive import apply_feedback
-from pfa_convert.feedback.products import Product, groups_of, is_scale, is_transposed, product_of
+from pfa_convert.feedback.products import Product, groups_of, is_scale, is_transposed
 from pfa_convert.feedback.raw_weight import RawWeight, tap
 from pfa_convert.feedback.weight import FeedbackWeight
 
 
 def run_redirected(
     function: Callable[..., Any],
-    weights: Iterable[tuple[nn.Parameter, FeedbackWeight]],
+    weights: Sequence[tuple[nn.Parameter, FeedbackWeight]],
     constants: Sequence[Tensor],
     *args: Any,
     **kwargs: Any,
@@ -40,7 +41,7 @@ def run_redirected(
     """Return `function(*args, **kwargs)`; where it applies one of the weights, it does so with feedback."""
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
-    redirect = Redirect(list(weights), constants)
+    redirect = Redirect(weights, constants)
     try:
         with redirect:
             return function(*args, **kwargs)
@@ -137,15 +138,17 @@ class Redirect(FollowWeights):
         """Return a call's result; refuse one whose gradients are recorded later, out of this mode's sight.
 
         Raises:
-            RuntimeError: for a weight that is applied inside reentrant checkpointing.
+            RuntimeError: for a weight that goes into anything but a lookup inside reentrant checkpointing.
         """
-        applied = product_of(func) is not None and any(self.find(t) for t in tensors_of(args, kwargs))
-        if applied and inside_reentrant_checkpointing():
-            raise RuntimeError(
-                "reentrant checkpointing inside a forward that applies weights itself would lose their "
-                "feedback: call checkpoint with use_reentrant=False, or on a module of its own"
-            )
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor | list | tuple) and not is_lookup(func):
+            weights = [tensor for tensor in tensors_of(args, kwargs) if self.find(tensor) is not None]
+            if weights and inside_reentrant_checkpointing(weights):
+                raise RuntimeError(
+                    "reentrant checkpointing inside a forward that applies weights itself would lose their "
+                    "feedback: call checkpoint with use_reentrant=False, or on a module of its own"
+                )
+        return result
 
     def _join_checkpoint(self) -> None:
         """Have a checkpoint within the forward, which runs again in the backward pass, redirect then too."""
@@ -234,19 +237,23 @@ def is_joined(frame: Any) -> bool:
     return isinstance(frame.recompute_fn, partial) and frame.recompute_fn.func is run_redirected
 
 
-def inside_reentrant_checkpointing() -> bool:
+def inside_reentrant_checkpointing(weights: Sequence[Tensor] = ()) -> bool:
     """Say whether a frame of reentrant checkpointing lies between this call and the module's forward.
 
     What it runs now without gradients it runs again in the backward pass, when no mode is active. A layer
-    inside it brings its own feedback along both times.
+    inside it brings its own feedback along both times, and a module there that of the `weights` it applies.
     """
     if torch.compiler.is_compiling():
         return False
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if code is apply_feedback.__code__ or code is run_redirected.__code__:
+        if code is apply_feedback.__code__:
             return False
+        if code is run_redirected.__code__:
+            known = {id(weight) for weight, _ in frame.f_locals["weights"]}
+            if known.issuperset(map(id, weights)):
+                return False
         if code.co_name == "forward" and code.co_filename == torch.utils.checkpoint.__file__:
             return True
         frame = frame.f_back  # type: ignore[assignment]

@@ -150,9 +150,10 @@ def test_conversion_in_another_thread_does_not_disturb_a_forward():
     assert not failures
 
 
-def test_reentrant_checkpointing_inside_a_forward_is_refused():
+@pytest.mark.parametrize("weight", [lambda W: W, lambda W: 2 * W], ids=["as it is", "computed"])
+def test_reentrant_checkpointing_inside_a_forward_is_refused(weight):
     def checkpointed(self, x):
-        return checkpoint(lambda x: functional.linear(x, self.W), x, use_reentrant=True)
+        return checkpoint(lambda x: functional.linear(x, weight(self.W)), x, use_reentrant=True)
 
     model = convert(module(checkpointed, W=parameter(3, 4)).double(), "fa")
     with pytest.raises(RuntimeError, match="checkpoint"):

@@ -174,3 +174,27 @@ def test_a_plastic_state_of_a_weight_in_a_method_and_in_a_checkpoint(inside):
     model, x = convert(Module().double(), "pfa", options={"strategy": "fused"}), torch.randn(3, 5).double()
     gradients(model, model, x)
     assert_plastic_states_learn(model)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_weight_handed_through_reentrant_checkpointing_is_refused(own):
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.U = nn.Parameter(torch.randn(4, 4)) if own else None
+
+        def forward(self, x, W):
+            return (x @ self.U if own else x) @ W.t()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.W, self.head = nn.Parameter(torch.randn(3, 4)), Head()
+
+        def forward(self, x):
+            return checkpoint(self.head, x, self.W, use_reentrant=True)
+
+    model = convert(Model(), "fa")
+    assert {site.weight for site in model.conversion.sites} == ({"W", "head.U"} if own else {"W"})
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        model(torch.randn(2, 4, requires_grad=True))
