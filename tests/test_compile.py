@@ -3,6 +3,8 @@
 Compiling takes as long as a model is deep; models whose constructor allows it have one block of each kind.
 """
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -174,3 +176,82 @@ def test_experts_that_are_looked_up_compile_in_one_graph(strategy):
     plain = nn.Sequential(Experts(), Experts()).double()
     model = convert(plain, "pfa", options={"strategy": strategy})
     assert_compiled_is_eager(model, torch.randn(5, 4).double(), fullgraph=True)
+
+
+class ChosenInTurn(nn.Module):
+    """Runs through the experts that its input has chosen: no compiler follows that to the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.router = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.W = nn.Parameter(torch.randn(3, 4, 4))
+
+    def forward(self, x):
+        x = self.below(x)
+        chosen = self.router(x).argmax(-1)
+        out = torch.zeros_like(x)
+        for expert in torch.nn.functional.one_hot(chosen, 3).sum(0).nonzero()[:, 0]:
+            rows = torch.where(chosen == expert)[0]
+            out = out.index_add(0, rows, torch.tanh(x[rows]) @ self.W[expert])
+        return out
+
+
+class FixedTurn(nn.Module):
+    """Takes its experts by the elements of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.W = nn.Linear(4, 4), nn.Parameter(torch.randn(3, 4, 4))
+        self.register_buffer("chosen", torch.tensor([0, 2]))
+
+    def forward(self, x):
+        x = torch.tanh(self.below(x))
+        return sum(x @ self.W[expert] for expert in self.chosen)
+
+
+@pytest.mark.parametrize("make", [ChosenInTurn, FixedTurn])
+@pytest.mark.parametrize("rule", ["fa", "pfa"])
+def test_a_forward_that_compiles_in_pieces_only_is_left_whole(make, rule):
+    torch.manual_seed(0)
+    x = torch.randn(5, 4).double()
+    model = convert(make().double(), rule, example=((x,), {}))
+    torch.compiler.reset()
+    assert_compiled_is_eager(model, x)
+
+
+class Handed(nn.Module):
+    def forward(self, x, W):
+        return torch.tanh(x) @ W.t()
+
+
+class HandsOn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.below, self.head, self.W = nn.Linear(4, 4), Handed(), nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        return self.head(self.below(x), self.W)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch looks for it, in a plain model too
+@pytest.mark.parametrize("rule", ["fa", "pfa"])
+def test_a_compiled_module_knows_the_weights_that_it_is_handed(rule):
+    """Only the child is compiled: the forward around it, which knows the weight, is not."""
+    torch.manual_seed(0)
+    model, x = convert(HandsOn().double(), rule), torch.randn(5, 4).double()
+    compiled = copy.deepcopy(model)
+    compiled.head.compile(backend="aot_eager")
+    torch.compiler.reset()
+    for _ in range(3):
+        (eager, below), (ours, ours_below) = both(model, x), both(compiled, x)
+        assert torch.allclose(below, ours_below, rtol=1e-10)
+        assert all(torch.allclose(ours[name], eager[name], rtol=1e-10) for name in eager)
+        with torch.no_grad():
+            for parameter, same in zip(model.parameters(), compiled.parameters(), strict=True):
+                same.copy_(parameter.add_(torch.randn_like(parameter)))
+
+
+def both(model, x):
+    x = x.clone().requires_grad_()
+    found = gradients(model, model, x)
+    return found, x.grad

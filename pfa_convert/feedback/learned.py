@@ -73,7 +73,7 @@ class Noted:
         """Return what is known of a tensor; None for one that was not noted."""
         if not torch.compiler.is_compiling():
             return self._by_id.get(id(tensor))
-        for one in self._noted:
+        for one in self:
             if one.tensor is tensor:
                 return one
         return None

@@ -18,6 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from pfa_convert.feedback.calls import replaced, tensors_of
 from pfa_convert.feedback.checkpoints import checkpoint_frame
+from pfa_convert.feedback.compiling import whole_or_not_at_all
 from pfa_convert.feedback.follow import FollowWeights
 from pfa_convert.feedback.functional import FEEDBACK_CALLS, apply_operation
 from pfa_convert.feedback.functions import is_lookup
@@ -31,6 +32,7 @@ from pfa_convert.feedback.raw_weight import RawWeight, tap
 from pfa_convert.feedback.weight import FeedbackWeight
 
 
+@whole_or_not_at_all
 def run_redirected(
     function: Callable[..., Any],
     weights: Sequence[tuple[nn.Parameter, FeedbackWeight]],
