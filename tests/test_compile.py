@@ -234,7 +234,7 @@ class HandsOn(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch looks for it, in a plain model too
-@pytest.mark.parametrize("rule", ["fa", "pfa"])
+@pytest.mark.parametrize("rule", ["fa", "usf"])
 def test_a_compiled_module_knows_the_weights_that_it_is_handed(rule):
     """Only the child is compiled: the forward around it, which knows the weight, is not."""
     torch.manual_seed(0)
