@@ -81,7 +81,7 @@ def convert(
     refuse_converted(model)
     options = dict(options or {})
     overrides = listed(overrides)
-    converted = model if inplace else copy.deepcopy(model)
+    converted = model if inplace else _copied(model)
 
     if unroll:
         unroll_recurrent(converted)
@@ -108,6 +108,15 @@ def convert(
     reports = tuple(_site_report(decision, added) for decision in decisions)
     make_root(converted, ConversionReport(reports, tuple(found.skipped.values()), seed, settings, others))
     return converted
+
+
+def _copied(model: M) -> M:
+    """Return a copy; an optimizer takes its Parameters, also those of a ScriptModule, which PyTorch clones."""
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        if not parameter.is_leaf:
+            parameter.detach_().requires_grad_()
+    return copied
 
 
 def refuse_without_rule(skipped: Iterable[Skipped], others: Iterable[OtherUse]) -> None:
