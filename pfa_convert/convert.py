@@ -111,7 +111,7 @@ def convert(
 
 
 def _copied(model: M) -> M:
-    """Return a copy; an optimizer takes its Parameters, also those of a ScriptModule, which PyTorch clones."""
+    """Return a copy whose Parameters an optimizer takes: those of a ScriptModule PyTorch clones."""
     copied = copy.deepcopy(model)
     for parameter in copied.parameters():
         if not parameter.is_leaf:
@@ -138,7 +138,7 @@ def revert(converted: M, *, inplace: bool = False) -> M:
     """
     if not hasattr(converted, "conversion"):
         raise UserError("the model is not a converted one: it has no attribute 'conversion'")
-    plain = converted if inplace else copy.deepcopy(converted)
+    plain = converted if inplace else _copied(converted)
     for module in list(plain.modules()):
         restore(module)
     return plain
