@@ -124,6 +124,11 @@ class ProductLayout(WeightLayout):
         """Whether one dimension is that of the outputs."""
         return len(self._outputs) == 1
 
+    @property
+    def has_any_outputs(self) -> bool:
+        """Whether a dimension is one of the outputs."""
+        return bool(self._outputs)
+
     def is_weight(self, transposed: bool) -> bool:
         """Say whether `linear` or a convolution applies the weight as it is."""
         return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,8 +31,9 @@ from pfa_convert.feedback.functions import (
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.lookup import looked_up_in, takes_matrices
 from pfa_convert.feedback.parametrized import raw_weight
-from pfa_convert.feedback.products import Product, is_scale, operand_layout, product_of
+from pfa_convert.feedback.products import Product, is_scale, product_of
 from pfa_convert.graph.arguments import applies_argument
+from pfa_convert.graph.computed import layout_of_factor, product_of_weights, result_like, without_memory
 from pfa_convert.graph.handed import arguments_of, merged, part_of, returned
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.nodes import attribute, function_of
@@ -141,8 +143,8 @@ class _Flow:
         holder, _, name = path.rpartition(".")
         value = getattr(self._owner.get_submodule(holder), name, None)  # a constant of the graph is not there
         if isinstance(value, nn.Parameter):
-            return Value(frozenset([path]), tuple(range(value.dim())))
-        return CONSTANT
+            return Value(frozenset([path]), tuple(range(value.dim())), like=without_memory(value))
+        return Value(like=without_memory(value)) if isinstance(value, torch.Tensor) else CONSTANT
 
     def _call_module(self, node: fx.Node) -> Value:
         path = joined(self._inside, str(node.target))
@@ -215,7 +217,8 @@ class _Flow:
                 others = others or value.activation
         paths = frozenset(path for _, value in weights for path in value.paths)
         if not others:
-            return Value(paths)
+            like = result_like(function_of(node), node, self._values)
+            return product_of_weights(product, node, [value for _, value in weights], like)
         if node.meta.get("without_gradients") or self._without_gradients:
             self._use(node, [value for _, value in weights], "applied without gradients")
             return ACTIVATION
@@ -225,8 +228,7 @@ class _Flow:
                 continue
             for path in sorted(value.paths):
                 shape = tuple(attribute(self._owner, path).shape)
-                axes = value.axes if len(value.paths) == 1 else None
-                layout = operand_layout(product, index, shape, node.args, node.kwargs, axes)
+                layout = layout_of_factor(product, index, path, value, shape, node.args, node.kwargs)
                 self.uses[node].append(Applied(path, f"{product.name}()", layout))
         return Value(paths, mixed=bool(paths), activation=True)
 
@@ -257,18 +259,22 @@ class _Flow:
                     self._use(node, [self._values[entry]], use)
             stack = self._values.get(looked_up_in(node.args, node.kwargs), CONSTANT)
             others, named = node.args[1:], dict(node.kwargs)
-            if stack.learned and stack.axes and takes_matrices(name, others, named, len(stack.axes)):
-                return Value(paths, axes_after(name, others, named, stack.axes))
+            if stack.learned and stack.dimensions and takes_matrices(name, others, named, stack.dimensions):
+                return replace(stack, axes=axes_after(name, others, named, stack.axes), like=None)
             if not is_lookup(function) and not is_elementwise(function):
                 return ACTIVATION
             return Value(paths, mixed=True, activation=True)
         if learned:
             traced = not is_plain_function(function)
             known = traced and (len(learned) == 1 or is_elementwise(function) or name == "stack")
-            if name == "getitem" and node.all_input_nodes[0].op != "get_attr":
-                return Value(paths, weights[0].axes)  # perhaps one of several, as of `W.chunk(3)`
-            axes = axes_after(name, node.args[1:], dict(node.kwargs), weights[0].axes) if known else None
-            return Value(paths, axes)
+            like = result_like(function, node, self._values)
+            axes = weights[0].axes
+            if name != "getitem" or node.all_input_nodes[0].op == "get_attr" or like is not None:
+                size = None if like is None else like.dim()
+                axes = axes_after(name, node.args[1:], dict(node.kwargs), axes, size) if known else None
+            # Else it is perhaps one of several, as of `W.chunk(3)`.
+            factors = weights[0].factors if len(weights) == 1 else ()
+            return Value(paths, axes, factors=factors, like=like)
         if paths and keeps_mixtures(function):
             return Value(paths, mixed=True, activation=True)
         return ACTIVATION if activation else CONSTANT
