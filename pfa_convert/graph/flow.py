@@ -7,7 +7,6 @@ same distinction that `feedback.follow` makes of tensors while a forward runs.
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -34,7 +33,7 @@ from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import Product, is_scale, product_of
 from pfa_convert.graph.arguments import applies_argument
 from pfa_convert.graph.computed import layout_of_factor, product_of_weights, result_like, without_memory
-from pfa_convert.graph.handed import arguments_of, merged, part_of, returned
+from pfa_convert.graph.handed import arguments_of, merged, part_of, record_of, returned
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.nodes import attribute, function_of
 from pfa_convert.graph.signatures import method_of
@@ -110,8 +109,11 @@ class _Flow:
             return self._call_module(node)
         function = function_of(node)
         product = product_of(function)
-        if function is operator.getitem and isinstance(node.args[0], fx.Node):
-            part = part_of(self._parts.get(node.args[0]), node.args[1])
+        record = record_of(node)
+        if record is not None:
+            return self._hold(node, self._structure(record))
+        if node.args and isinstance(node.args[0], fx.Node):
+            part = part_of(self._parts.get(node.args[0]), node)
             if part is not None:
                 return self._hold(node, part)
         if function is functional.multi_head_attention_forward:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import operator
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -28,12 +30,30 @@ def arguments_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
     return given
 
 
-def part_of(held: Any, index: Any) -> Any:
-    """Return what a list, a tuple or a dictionary has in a place; None where that is not known."""
+def record_of(node: fx.Node) -> Any:
+    """Return the fields of the named tuple or the data class that a node makes; None where it makes none."""
+    kind: Any = node.target
+    if not isinstance(kind, type):
+        return None
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        args: tuple[Any, ...] = node.args
+        return kind(*args, **node.kwargs)
+    return dict(node.kwargs) if is_dataclass(kind) else None
+
+
+def part_of(held: Any, node: fx.Node) -> Any:
+    """Return what a node reads of a list, a tuple, a dictionary or a record; None where that is not known."""
+    if node.target not in (operator.getitem, getattr) or held is None:
+        return None
+    name: Any = node.args[1]
     try:
-        return held[index]
+        return held[name] if node.target is operator.getitem or isinstance(held, dict) else _field(held, name)
     except (TypeError, LookupError):
         return None
+
+
+def _field(held: Any, name: Any) -> Any:
+    return getattr(held, name) if name in getattr(held, "_fields", ()) else None
 
 
 def returned(graph: fx.Graph) -> list[Any]:
