@@ -179,7 +179,7 @@ class _Walk:
         path = joined(name, use.path)
         weight = module.get_parameter(use.path)
         if isinstance(use, Used) and not (is_weight(weight) and use.inside is not None):
-            if use.applies:
+            if use.applies and weight.dim() > 1:
                 self.found.skip(path, module, tuple(weight.shape), UNSUPPORTED[use.use])
             else:
                 self.found.used.setdefault(path, use.use)

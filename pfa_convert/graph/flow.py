@@ -196,7 +196,7 @@ class _Flow:
             return ACTIVATION
         return Value(handed.paths)
 
-    def _weights(self, function: Any, node: fx.Node, values: list[Value]) -> list[Value]:
+    def _weights(self, function: Any, node: fx.Node, values: list[Value], note: bool) -> list[Value]:
         """Return those values, of all that make up a weight, which are weights; the others scale it."""
         sizes = []
         for value in values:
@@ -204,7 +204,7 @@ class _Flow:
             sizes.append((max(p.dim() for p in parameters), max(p.numel() for p in parameters)))
         kept = those_that_count(function, sizes)
         scales = [value for index, value in enumerate(values) if index not in kept and value.learned]
-        self._use(node, scales, "scale of a weight")
+        self._use(node, scales if note else [], "scale of a weight")
         return [values[index] for index in kept]
 
     def _product(self, product: Product, node: fx.Node) -> Value:
@@ -252,9 +252,10 @@ class _Flow:
         if name in _NO_TENSORS or makes_new_values(function):
             return CONSTANT
         activation = any(value.activation for value in inputs)
-        weights = self._weights(function, node, [value for value in inputs if value.paths])
+        applied = bool(learned) and activation
+        weights = self._weights(function, node, [value for value in inputs if value.paths], not applied)
         paths = frozenset(path for value in weights for path in value.paths)
-        if learned and activation:
+        if applied:
             for entry in node.all_input_nodes:
                 if self._values[entry].learned:
                     use = use_name(function, node.args, node.kwargs, entry)

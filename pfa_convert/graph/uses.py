@@ -45,14 +45,39 @@ def use_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weig
         if not any(operand is weight for operand in attended):
             return "added"
     called = str(getattr(function, "__name__", "used"))
+    if called in _RECURRENT:
+        return called if _is_recurrent_weight(args, kwargs, weight) else "learned input"
     if called in UNSUPPORTED:
         return called
     name = plain_name(function) or called.strip("_")
     return _USES.get(name, name)
 
 
+def _is_recurrent_weight(args: Sequence[Any], kwargs: Mapping[str, Any], operand: Any) -> bool:
+    """Say whether a recurrent function applies an operand, which otherwise is its input or its state.
+
+    A cell is given `(input, state, *weights)`, a layer `(input, [batch_sizes,] state, [*weights], ...)`.
+    """
+    lists = [entry for entry in args[2:4] if isinstance(entry, list | tuple)]
+    weights = lists[-1] if lists else [*args[2:], kwargs.get("w_ih"), kwargs.get("w_hh")]
+    return any(entry is operand for entry in weights)
+
+
+_RECURRENT = {
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "nn.{} with convert(model, unroll=True)"),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), "nn.{}Cell"),
+}
+"""PyTorch's functions that run a recurrent layer, or one step of it, with what has feedback instead."""
+
+
+def _reason_of_recurrent(name: str) -> str:
+    kind = name.partition("_")[0].upper()
+    return f"torch.{name} applies it inside one operation; {_RECURRENT[name].format(kind)} has feedback"
+
+
 OF_ANOTHER_SHAPE = "computes a weight of another shape"
 UNSUPPORTED = {
+    **{name: _reason_of_recurrent(name) for name in _RECURRENT},
     "addmm_": "addmm_ applies it in place",
     "addmv_": "addmv_ applies it in place",
     "addbmm_": "addbmm_ applies it in place",
