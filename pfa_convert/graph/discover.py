@@ -19,7 +19,7 @@ from pfa_convert.feedback.layers import Layer, inherited_layer
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.graph.code import may_apply_weights, public_methods, reads_weight_of, weights_it_names
 from pfa_convert.graph.flow import flow
-from pfa_convert.graph.layers import own_layer
+from pfa_convert.graph.layers import COMPUTED, own_layer, parametrized_weights
 from pfa_convert.graph.likeness import Likeness
 from pfa_convert.graph.signatures import Call, call_of, call_with_everything
 from pfa_convert.graph.sites import (
@@ -36,7 +36,6 @@ from pfa_convert.graph.standin import StandIn
 from pfa_convert.graph.trace import Trace, trace_method
 from pfa_convert.graph.uses import UNSUPPORTED, Applied, Used
 
-COMPUTED = "its weight is computed by a hook, or from no Parameter of its shape"
 SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was before torch.jit"
 
 
@@ -214,10 +213,13 @@ class _Walk:
         for method in public_methods(module) if self._unexplained(module) else ():
             everything = call_with_everything(module, True, method)
             self._read(module, self._trace(module, everything), everything)
-        for path in self._unexplained(module) if own_layer(module) is None else ():
+        inherited = inherited_layer(module)
+        unexplained = self._unexplained(module) if own_layer(module) is None else []
+        if failure and inherited is not None:
+            unexplained += self._parametrized(module, inherited)
+        for path in unexplained:
             parameter = path.removeprefix(f"{name}.")
             shape = tuple(module.get_parameter(parameter).shape)
-            inherited = inherited_layer(module)
             if failure and inherited is not None and parameter in inherited.parameters(module):
                 layout = inherited.layout(module, module.get_parameter(parameter))
                 self.found.add(Site(site_name(path), plain_class(module).__name__, path, name, layout))
@@ -227,6 +229,18 @@ class _Walk:
             else:
                 computes = isinstance(module, ParametrizationList)
                 self.found.used[path] = "computes a weight" if computes else NOT_REACHED
+
+    def _parametrized(self, module: nn.Module, layer: Layer) -> list[str]:
+        """Return a layer's raw weights of which nothing has been said; name those without feedback."""
+        known, found = self.found.applied() | self.found.skipped.keys(), []
+        for parameter, reason in parametrized_weights(module, layer).items():
+            path = joined(self._names[module], parameter)
+            if reason is not None:
+                shape = () if reason is COMPUTED else tuple(module.get_parameter(parameter).shape)
+                self.found.skip(path, module, shape, reason)
+            elif path not in known:
+                found.append(path)
+        return found
 
     def _user_of(self, module: nn.Module) -> nn.Module:
         """Return the module whose code uses a module's Parameters: for a mere list, the one that has it."""
