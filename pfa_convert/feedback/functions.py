@@ -224,7 +224,22 @@ def _names() -> dict[Any, str]:
 
 
 _PROPERTIES = frozenset(
-    ["T", "mT", "H", "mH", "data", "real", "shape", "dtype", "device", "ndim", "requires_grad"]
+    [
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "data",
+        "real",
+        "shape",
+        "size",
+        "dim",
+        "numel",
+        "dtype",
+        "device",
+        "ndim",
+        "requires_grad",
+    ]
 )
 _NAMES = _names()
 
