@@ -26,6 +26,31 @@ def applies_argument(function: FunctionType, name: str) -> bool:
     return any(_applies(node, function, derived) for node, derived in _in_order(tree, {name}))
 
 
+@cache
+def hands_on(function: FunctionType) -> frozenset[tuple[str, str]]:
+    """Return each attribute of a method's `self` that it gives to one it calls: `(child, weight)`.
+
+    That is what `self.child(x, self.weight)` says, and `self.child.deeper(w=self.weight)`.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return frozenset()
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return frozenset(
+        (child, weight)
+        for call in calls
+        for given in [*call.args, *(keyword.value for keyword in call.keywords)]
+        if (child := _of_self(call.func)) and (weight := _of_self(given))
+    )
+
+
+def _of_self(value: ast.AST) -> str:
+    """Return the path of attributes of `self` that an expression is, else nothing."""
+    path, _, rest = ast.unparse(value).partition(".")
+    return rest if path == "self" and rest.replace(".", "_").isidentifier() else ""
+
+
 def _in_order(tree: ast.AST, derived: set[str]) -> Iterator[tuple[ast.AST, set[str]]]:
     """Yield a function's expressions in order, with the names that stand for the argument there."""
     for node in ast.iter_child_nodes(tree):

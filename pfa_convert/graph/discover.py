@@ -19,6 +19,7 @@ from pfa_convert.feedback.layers import Layer, inherited_layer
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.graph.code import may_apply_weights, public_methods, reads_weight_of, weights_it_names
 from pfa_convert.graph.flow import flow
+from pfa_convert.graph.handed import is_handed_on
 from pfa_convert.graph.layers import COMPUTED, own_layer, parametrized_weights
 from pfa_convert.graph.likeness import Likeness
 from pfa_convert.graph.signatures import Call, call_of, call_with_everything
@@ -224,7 +225,7 @@ class _Walk:
                 layout = inherited.layout(module, module.get_parameter(parameter))
                 self.found.add(Site(site_name(path), plain_class(module).__name__, path, name, layout))
                 self.found.owners[name].add(parameter)
-            elif failure and may_apply_weights(user):
+            elif failure and (may_apply_weights(user) or is_handed_on(user, parameter)):
                 self.found.skip(path, user, shape, _helped(user, failure))
             else:
                 computes = isinstance(module, ParametrizationList)

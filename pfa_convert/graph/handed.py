@@ -10,6 +10,9 @@ from typing import Any
 from torch import fx, nn
 from torch.utils._pytree import tree_map
 
+from pfa_convert.graph.arguments import hands_on
+from pfa_convert.graph.code import may_apply_weights, own_methods
+from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.signatures import method_of, parameters_of
 from pfa_convert.graph.values import whole
 
@@ -28,6 +31,14 @@ def arguments_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
         if parameter.kind is parameter.VAR_POSITIONAL:
             given |= {f"more_{n}": value for n, value in enumerate(given.get(parameter.name, ()))}
     return given
+
+
+def is_handed_on(module: nn.Module, parameter: str) -> bool:
+    """Say whether a module's code gives its Parameter to a module inside whose code could apply it."""
+    given = {pair for _, method in own_methods(module) for pair in hands_on(method)}
+    paths = [path for path, weight in given if weight == parameter]
+    inside = [child for path, child in module.named_modules() if path in paths]
+    return any(own_layer(child) is None and may_apply_weights(child) for child in inside)
 
 
 def record_of(node: fx.Node) -> Any:

@@ -6,7 +6,8 @@ from harness import EXACT, error_below, feedback_of, relative_error
 from torch import nn
 from torch.nn import functional
 
-from pfa_convert import convert
+from pfa_convert import convert, verify
+from pfa_convert.errors import UserError
 
 
 class LeafUser(nn.Module):
@@ -224,3 +225,43 @@ def test_a_compiled_layer_among_others_is_converted():
     compiled = torch.compile(nn.Linear(4, 4), backend="eager")
     report = convert(nn.Sequential(compiled, nn.Linear(4, 3)), "fa").conversion
     assert [site.weight for site in report.sites] == ["0._orig_mod.weight", "1.weight"]
+
+
+class Calling(nn.Module):
+    """Applies what a function makes of a weight."""
+
+    def forward(self, x, w, function):
+        return x @ function(w)
+
+
+class HandingAFunction(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.W, self.table = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(1, 4))
+        self.child = Calling()
+
+    def forward(self, x):
+        return self.child(x + self.table, self.W, torch.t)
+
+
+def test_a_weight_that_is_handed_to_a_child_in_code_that_cannot_be_followed_is_skipped_with_the_line():
+    model, x = convert(HandingAFunction(), "fa"), torch.randn(5, 4)
+    (skipped,) = model.conversion.skipped
+    assert skipped.name == "W" and "self.child(x + self.table, self.W, torch.t)" in skipped.reason
+    assert [(other.name, other.use) for other in model.conversion.others] == [("table", "added")]
+    assert verify(model, x).balanced
+    with pytest.raises(UserError, match=r"self\.W, torch\.t"):
+        convert(HandingAFunction(), "fa", strict=True)
+
+
+def test_an_example_shows_that_it_is_applied():
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    model = convert(HandingAFunction().double(), "fa", example=((x.detach(),), {}), strict=True)
+    y = model(x)
+    delta = torch.randn_like(y)
+    y.backward(delta)
+    F = feedback_of(model, "W").feedback_weight(model.W)
+    assert relative_error(x.grad, delta @ F) <= EXACT  # y = (x + table) W^T
+    assert relative_error(model.W.grad, delta.t() @ (x + model.table).detach()) <= EXACT
+    assert verify(model, x.detach()).balanced
