@@ -22,11 +22,7 @@ from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.products import Product, is_scale, operand_layout, product_of
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import Discovery, Site, site_name
-from pfa_convert.graph.uses import UNSUPPORTED, use_name
-
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-FUSED = frozenset([*_RECURRENT, *(f"{name}_cell" for name in _RECURRENT)])
-"""PyTorch's operations that apply weights inside themselves."""
+from pfa_convert.graph.uses import FUSED, UNSUPPORTED, use_name
 
 Example = tuple[Sequence[Any], Mapping[str, Any]]
 

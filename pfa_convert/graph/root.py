@@ -11,10 +11,10 @@ from torch import nn
 
 from pfa_convert.errors import UserError
 from pfa_convert.feedback.weight import FeedbackWeight
-from pfa_convert.graph.discover import SCRIPTED
 from pfa_convert.graph.present import present_report
 from pfa_convert.graph.report import ConversionReport
 from pfa_convert.graph.subclass import change_class
+from pfa_convert.graph.walk import SCRIPTED
 
 COMPILED, PARALLEL = "_orig_mod", "module"
 """What torch.compile puts into the names of a state, and what DataParallel and DDP put in front of them."""

@@ -45,7 +45,7 @@ def use_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weig
         if not any(operand is weight for operand in attended):
             return "added"
     called = str(getattr(function, "__name__", "used"))
-    if called in _RECURRENT:
+    if called in FUSED:
         return called if _is_recurrent_weight(args, kwargs, weight) else "learned input"
     if called in UNSUPPORTED:
         return called
@@ -63,21 +63,21 @@ def _is_recurrent_weight(args: Sequence[Any], kwargs: Mapping[str, Any], operand
     return any(entry is operand for entry in weights)
 
 
-_RECURRENT = {
+FUSED = {
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "nn.{} with convert(model, unroll=True)"),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), "nn.{}Cell"),
 }
-"""PyTorch's functions that run a recurrent layer, or one step of it, with what has feedback instead."""
+"""PyTorch's operations that apply recurrent weights inside themselves, with what has feedback instead."""
 
 
 def _reason_of_recurrent(name: str) -> str:
     kind = name.partition("_")[0].upper()
-    return f"torch.{name} applies it inside one operation; {_RECURRENT[name].format(kind)} has feedback"
+    return f"torch.{name} applies it inside one operation; {FUSED[name].format(kind)} has feedback"
 
 
 OF_ANOTHER_SHAPE = "computes a weight of another shape"
 UNSUPPORTED = {
-    **{name: _reason_of_recurrent(name) for name in _RECURRENT},
+    **{name: _reason_of_recurrent(name) for name in FUSED},
     "addmm_": "addmm_ applies it in place",
     "addmv_": "addmv_ applies it in place",
     "addbmm_": "addbmm_ applies it in place",
