@@ -1,4 +1,4 @@
-"""Whether a function that cannot be traced applies one of its arguments as a weight, by its source."""
+"""What the source of a function that cannot be traced says: whether it applies or hands on a weight."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ def applies_argument(function: FunctionType, name: str) -> bool:
     It is followed through assignments, rows, views and multiples of it (`W = table[index]`, `W.t()`, `2 * W`)
     and into the functions that it is given to, but not through sums: those are activations.
     """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
+    tree = _source_tree(function)
+    if tree is None:
         return True  # nothing is known, so nothing is ruled out
     return any(_applies(node, function, derived) for node, derived in _in_order(tree, {name}))
 
@@ -32,9 +31,8 @@ def hands_on(function: FunctionType) -> frozenset[tuple[str, str]]:
 
     That is what `self.child(x, self.weight)` says, and `self.child.deeper(w=self.weight)`.
     """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
+    tree = _source_tree(function)
+    if tree is None:
         return frozenset()
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return frozenset(
@@ -43,6 +41,14 @@ def hands_on(function: FunctionType) -> frozenset[tuple[str, str]]:
         for given in [*call.args, *(keyword.value for keyword in call.keywords)]
         if (child := _of_self(call.func)) and (weight := _of_self(given))
     )
+
+
+def _source_tree(function: FunctionType) -> ast.Module | None:
+    """Return the syntax tree of a function's source; None where there is none to read."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return None
 
 
 def _of_self(value: ast.AST) -> str:
