@@ -231,6 +231,34 @@ def test_the_gain_of_weight_norm_is_part_of_a_weight():
     assert statuses["0.parametrizations.weight.original1"] == "site"
 
 
+@pytest.mark.parametrize("rule", ["bp", "fa"])
+def test_the_gain_of_a_normalised_weight_of_a_modules_own_is_no_linear_map_of_its_own(rule):
+    plain = module(lambda s, x: x @ s.W, W=P(4, 4))
+    nn.utils.parametrizations.weight_norm(plain, "W")
+    account = verify(convert(plain, rule), x())
+    assert account.balanced
+    statuses = status(account)
+    assert statuses == {
+        "parametrizations.W.original0": "no linear map",
+        "parametrizations.W.original1": "site",
+    }
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa"])
+def test_what_the_report_calls_a_scale_is_told_of_where_it_is_applied_by_itself(rule):
+    """By a flag that is set later."""
+
+    def forward(s, x):
+        if s.alone:
+            return x @ s.V + x @ s.gain.t()
+        return x @ (s.gain * s.V)
+
+    model = convert(module(forward, V=P(4, 4), gain=P(1, 4), alone=False), rule)
+    assert verify(model, x()).balanced
+    model.alone = True
+    assert [entry.name for entry in verify(model, x()).unaccounted] == ["gain"]
+
+
 def test_a_site_that_no_linear_map_applied_is_none_in_this_run():
     """A module of the user's whose forward, by a flag set later, uses its weight as a scale."""
     model = convert(module(lambda s, x: x * s.W if s.scale else x @ s.W, W=P(4, 4), scale=False), "fa")

@@ -13,6 +13,7 @@ from pfa_convert.audit.observer import AMONG_WEIGHTS, Use
 from pfa_convert.audit.place import FEEDBACK, PLAIN, WITHOUT_GRADIENT
 from pfa_convert.feedback.strategy import Strategy
 from pfa_convert.graph.report import ConversionReport
+from pfa_convert.graph.uses import SCALE_OF_A_WEIGHT
 
 SITE, SKIPPED, NO_LINEAR_MAP, NOT_REACHED, UNACCOUNTED = (
     "site",
@@ -136,6 +137,7 @@ class _Claims:
         self.rules: dict[str, str] = {}
         self.native: set[str] = set()
         self.skipped: dict[str, str] = {}
+        self.scales: set[str] = set()
         for path, part in model.named_modules():
             report = getattr(part, "conversion", None)
             if not isinstance(report, ConversionReport):
@@ -145,6 +147,9 @@ class _Claims:
                 if name is not None:
                     self.rules[name] = site.rule
                     self.native |= {name} if site.strategy == Strategy.NATIVE else set()
+            for other in report.others:
+                if other.use == SCALE_OF_A_WEIGHT:
+                    self.scales.add(names.get(part.get_parameter(other.name), ""))
             for one in report.skipped:
                 parameter = _parameter_called(part, one.name)
                 name = f"{path}.{one.name}".strip(".") if parameter is None else names.get(parameter, "")
@@ -175,6 +180,8 @@ def _entry(
     def entry(status: str, what: str) -> Entry:
         return Entry(name, tuple(parameter.shape), status, what, bool(plain or inside))
 
+    if name in claims.scales and plain and all(not claims.native.isdisjoint(u.parameters) for u in plain):
+        return entry(NO_LINEAR_MAP, "scale of a weight with backpropagation")
     if plain and name not in claims.native:
         if rule is None and reason is not None:
             return entry(SKIPPED, reason)

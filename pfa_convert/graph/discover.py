@@ -20,6 +20,7 @@ from pfa_convert.graph.sites import (
     Discovery,
     Site,
     is_container,
+    is_weight,
     joined,
     plain_class,
     site_name,
@@ -37,6 +38,7 @@ def discover(model: nn.Module) -> Discovery:
     # In the order of execution come those that were reached: the last site is that of the model's output.
     walk.found.sites = {key: sites[key] for key in sorted(sites, key=lambda key: key in reached)}
     rest = _Rest(walk)
+    rest.skip_unfinished()
     for module in model.modules():
         rest.account(module)
     return walk.found
@@ -48,6 +50,15 @@ class _Rest:
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
         self._found = walk.found
+
+    def skip_unfinished(self) -> None:
+        """Skip the weights that a forward had scaled or looked up, to apply them, where tracing it ended."""
+        for module, parameter in self._walk.unfinished:
+            path = joined(self._walk.names[module], parameter)
+            weight, failure = module.get_parameter(parameter), self._walk.failures.get(module)
+            if failure and is_weight(weight) and path not in self._found.applied():
+                self._found.used.pop(path, None)
+                self._found.skip(path, module, tuple(weight.shape), _helped(module, failure))
 
     def account(self, module: nn.Module) -> None:
         """Say of each of a module's own weights what became of it, if nothing has been said yet."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.node import map_arg
 from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -36,10 +35,11 @@ from pfa_convert.graph.computed import layout_of_factor, product_of_weights, res
 from pfa_convert.graph.handed import arguments_of, merged, part_of, record_of, returned
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.nodes import attribute, function_of
+from pfa_convert.graph.notes import Notes
 from pfa_convert.graph.signatures import method_of
 from pfa_convert.graph.sites import joined, plain_class
 from pfa_convert.graph.trace import Trace, is_plain_function
-from pfa_convert.graph.uses import OF_ANOTHER_SHAPE, Applied, Used, use_name
+from pfa_convert.graph.uses import OF_ANOTHER_SHAPE, SCALE_OF_A_WEIGHT, Applied, Used, use_name
 from pfa_convert.graph.values import ACTIVATION, CONSTANT, Value, leaves, whole
 
 TraceChild = Callable[[nn.Module, fx.Node], Trace]
@@ -56,7 +56,7 @@ def flow(owner: nn.Module, graph: fx.Graph, trace: TraceChild) -> dict[fx.Node, 
     return flowing.uses
 
 
-class _Flow:
+class _Flow(Notes):
     """Reads a graph of the owner's, or of a child `inside` it that is `given` values.
 
     Of a child's graphs only what is done with the Parameters it is `handed` counts: what it does with its own
@@ -72,36 +72,27 @@ class _Flow:
         handed: frozenset[str] | None = None,
         without_gradients: bool = False,
     ) -> None:
-        self.uses: dict[fx.Node, list[Applied | Used]] = {}
+        super().__init__(handed)
         self._owner, self._trace = owner, trace
-        self._inside, self._given, self._handed = inside, given or {}, handed
+        self._inside, self._given = inside, given or {}
         self._without_gradients = without_gradients
-        self._values: dict[fx.Node, Value] = {}
-        self._parts: dict[fx.Node, Any] = {}
 
     def read(self, graph: fx.Graph) -> list[Any]:
         """Visit all nodes of a graph; return what its result holds, in a list, if there is one."""
         for node in graph.nodes:
             self.uses[node] = []
-            self._values[node] = self._value(node)
-        return [self._structure(result) for result in returned(graph)]
-
-    def _structure(self, argument: Any) -> Any:
-        """Return an argument with the values of its nodes in their places."""
-        return map_arg(argument, lambda node: self._parts.get(node, self._values[node]))
-
-    def _hold(self, node: fx.Node, structure: Any) -> Value:
-        """Note what a node holds in which place, and return what is in any of them."""
-        self._parts[node] = structure
-        return whole(structure)
+            self.values[node] = self._value(node)
+        if not any(node.op == "output" for node in graph.nodes):
+            self.note_unfinished(graph)
+        return [self.structure(result) for result in returned(graph)]
 
     def _value(self, node: fx.Node) -> Value:
         """Note what a node does with Parameters, and return what it computes."""
         if node.op == "placeholder":
-            return self._hold(node, self._given.get(str(node.target), ACTIVATION))
+            return self.hold(node, self._given.get(str(node.target), ACTIVATION))
         if node.op == "get_attr":
             return self._read(joined(self._inside, str(node.target)))
-        inputs = [self._values[n] for n in node.all_input_nodes]
+        inputs = [self.values[n] for n in node.all_input_nodes]
         learned = [value for value in inputs if value.learned]
         if node.op == "output":
             return CONSTANT
@@ -111,18 +102,18 @@ class _Flow:
         product = product_of(function)
         record = record_of(node)
         if record is not None:
-            return self._hold(node, self._structure(record))
+            return self.hold(node, self.structure(record))
         if node.args and isinstance(node.args[0], fx.Node):
-            part = part_of(self._parts.get(node.args[0]), node)
+            part = part_of(self.parts.get(node.args[0]), node)
             if part is not None:
-                return self._hold(node, part)
+                return self.hold(node, part)
         if function is functional.multi_head_attention_forward:
             return self._attention(node)
         if product is not None:
             return self._product(product, node)
         if is_plain_function(function) and learned and any(value.activation for value in inputs):
             given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
-            self._enter(node, function, self._structure(given), f"goes into {function.__name__}()", function)
+            self._enter(node, function, self.structure(given), f"goes into {function.__name__}()", function)
             return ACTIVATION
         return self._compute(function, node, learned, inputs)
 
@@ -131,15 +122,7 @@ class _Flow:
         for name, argument in given.items():
             learned = [value for value in leaves(argument) if value.learned]
             applies = learned and is_plain_function(code) and applies_argument(code, name)
-            self._use(node, learned, use, called if applies else None)
-
-    def _use(self, node: fx.Node, learned: list[Value], use: str, inside: Any = None) -> None:
-        ours = [value for value in learned if self._counts(value)]
-        self.uses[node] += [Used(path, use, inside) for value in ours for path in sorted(value.paths)]
-
-    def _counts(self, value: Value) -> bool:
-        """Say whether a value comes from a Parameter whose uses are asked for."""
-        return self._handed is None or not self._handed.isdisjoint(value.paths)
+            self.use(node, learned, use, called if applies else None)
 
     def _read(self, path: str) -> Value:
         holder, _, name = path.rpartition(".")
@@ -153,7 +136,7 @@ class _Flow:
         module = self._owner.get_submodule(path)
         if isinstance(module, ParametrizationList):
             return self._parametrized(node, path)
-        given = leaves(self._structure((node.args, node.kwargs)))
+        given = leaves(self.structure((node.args, node.kwargs)))
         learned = [value for value in given if value.learned]
         activation = any(value.activation for value in given)
         closed = own_layer(module) is not None or isinstance(module, torch.jit.ScriptModule)
@@ -163,7 +146,7 @@ class _Flow:
             learned = [value for value in learned if not value.paths <= told]
         else:
             made = ACTIVATION
-        self._use(node, learned, f"input of {path}")
+        self.use(node, learned, f"input of {path}")
         return made
 
     def _parametrized(self, node: fx.Node, chain: str) -> Value:
@@ -174,15 +157,15 @@ class _Flow:
             return Value(frozenset([f"{holder}{raw}"]))
         originals = self._owner.get_submodule(chain).named_parameters(recurse=False)
         of_another_shape = [Value(frozenset([f"{chain}.{original}"])) for original, _ in originals]
-        self._use(node, of_another_shape, OF_ANOTHER_SHAPE)
+        self.use(node, of_another_shape, OF_ANOTHER_SHAPE)
         return ACTIVATION
 
     def _follow(self, node: fx.Node, module: nn.Module, path: str) -> Value:
         """Note what a child does with the weights it is handed, and return what it makes of them."""
         trace = self._trace(module, node)
-        given = self._structure(arguments_of(module, node))
+        given = self.structure(arguments_of(module, node))
         handed = whole(given)
-        counting = handed.paths if self._handed is None else self._handed
+        counting = handed.paths if self.handed is None else self.handed
         without = self._without_gradients or node.meta.get("without_gradients", False)
         results: list[Any] = []
         for graph in trace.graphs:
@@ -190,7 +173,7 @@ class _Flow:
             results += child.read(graph)
             self.uses[node] += [use for uses in child.uses.values() for use in uses]
         if results and trace.failure is None:
-            return self._hold(node, merged(results))
+            return self.hold(node, merged(results))
         if handed.activation or not handed.paths:
             self._enter(node, method_of(module), given, f"input of {path}", plain_class(module))
             return ACTIVATION
@@ -204,7 +187,7 @@ class _Flow:
             sizes.append((max(p.dim() for p in parameters), max(p.numel() for p in parameters)))
         kept = those_that_count(function, sizes)
         scales = [value for index, value in enumerate(values) if index not in kept and value.learned]
-        self._use(node, scales if note else [], "scale of a weight")
+        self.use(node, scales if note else [], SCALE_OF_A_WEIGHT)
         return [values[index] for index in kept]
 
     def _product(self, product: Product, node: fx.Node) -> Value:
@@ -212,21 +195,21 @@ class _Flow:
         others = False
         for index, slot in enumerate(product.slots(node.args, node.kwargs)):
             operand = at(slot, node.args, node.kwargs)
-            value = self._values.get(operand, CONSTANT) if isinstance(operand, fx.Node) else CONSTANT
+            value = self.values.get(operand, CONSTANT) if isinstance(operand, fx.Node) else CONSTANT
             if value.learned or (value.mixed and index == product.weight):
                 weights.append((index, value))
             else:
                 others = others or value.activation
         paths = frozenset(path for _, value in weights for path in value.paths)
         if not others:
-            like = result_like(function_of(node), node, self._values)
+            like = result_like(function_of(node), node, self.values)
             return product_of_weights(product, node, [value for _, value in weights], like)
         if node.meta.get("without_gradients") or self._without_gradients:
-            self._use(node, [value for _, value in weights], "applied without gradients")
+            self.use(node, [value for _, value in weights], "applied without gradients")
             return ACTIVATION
-        for index, value in ((index, value) for index, value in weights if self._counts(value)):
+        for index, value in ((index, value) for index, value in weights if self.counts(value)):
             if is_scale(product, index, node.args):
-                self._use(node, [value], "scale")
+                self.use(node, [value], "scale")
                 continue
             for path in sorted(value.paths):
                 shape = tuple(attribute(self._owner, path).shape)
@@ -236,14 +219,14 @@ class _Flow:
 
     def _attention(self, node: fx.Node) -> Value:
         for argument in (*node.args, *node.kwargs.values()):
-            value = self._values.get(argument, CONSTANT) if isinstance(argument, fx.Node) else CONSTANT
-            for path in sorted(value.paths) if value.learned and self._counts(value) else ():
+            value = self.values.get(argument, CONSTANT) if isinstance(argument, fx.Node) else CONSTANT
+            for path in sorted(value.paths) if value.learned and self.counts(value) else ():
                 shape = tuple(attribute(self._owner, path).shape)
                 if len(shape) == 2:
                     applied = Applied(path, "multi_head_attention_forward()", WeightLayout(shape))
                     self.uses[node].append(applied)
                 elif len(shape) > 2:
-                    self._use(node, [value], "bias of attention")
+                    self.use(node, [value], "bias of attention")
         return ACTIVATION
 
     def _compute(self, function: Any, node: fx.Node, learned: list[Value], inputs: list[Value]) -> Value:
@@ -257,10 +240,10 @@ class _Flow:
         paths = frozenset(path for value in weights for path in value.paths)
         if applied:
             for entry in node.all_input_nodes:
-                if self._values[entry].learned:
+                if self.values[entry].learned:
                     use = use_name(function, node.args, node.kwargs, entry)
-                    self._use(node, [self._values[entry]], use)
-            stack = self._values.get(looked_up_in(node.args, node.kwargs), CONSTANT)
+                    self.use(node, [self.values[entry]], use)
+            stack = self.values.get(looked_up_in(node.args, node.kwargs), CONSTANT)
             others, named = node.args[1:], dict(node.kwargs)
             if stack.learned and stack.dimensions and takes_matrices(name, others, named, stack.dimensions):
                 return replace(stack, axes=axes_after(name, others, named, stack.axes), like=None)
@@ -270,7 +253,7 @@ class _Flow:
         if learned:
             traced = not is_plain_function(function)
             known = traced and (len(learned) == 1 or is_elementwise(function) or name == "stack")
-            like = result_like(function, node, self._values)
+            like = result_like(function, node, self.values)
             axes = weights[0].axes
             if name != "getitem" or node.all_input_nodes[0].op == "get_attr" or like is not None:
                 size = None if like is None else like.dim()

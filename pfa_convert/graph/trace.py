@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import linecache
-import operator
 import sys
 import traceback
 import warnings
@@ -31,6 +30,7 @@ from pfa_convert.feedback.redirect import inside_reentrant_checkpointing
 from pfa_convert.graph.signatures import TENSOR, Call, method_of, parameters_of
 from pfa_convert.graph.sites import of_torch
 from pfa_convert.graph.standin import StandIn
+from pfa_convert.graph.traced_value import SIZE, TracedValue, is_one_size, sizes_of
 from pfa_convert.graph.ways import MOST_WAYS, VALUES, Choices, Traced, follow_ways
 
 
@@ -58,7 +58,7 @@ def trace_method(stand_in: StandIn, module: nn.Module, call: Call) -> Trace:
     failure = VALUES if error is None else _reason(error)
     if of_torch(module):
         return Trace(graphs, failure)
-    for_a_size, _ = _ways(stand_in, module, call, _SIZE)
+    for_a_size, _ = _ways(stand_in, module, call, SIZE)
     return Trace((*graphs, *(way.graph for way in for_a_size)), failure)
 
 
@@ -81,21 +81,6 @@ def _trace(stand_in: StandIn, module: nn.Module, call: Call, choices: Choices, s
     finally:
         tracing.call = tracing.read = None
     return Traced(tracer.graph, tuple(choices.taken), error)
-
-
-_SIZE = 4
-"""What a traced size is taken for where no number is known: small, as what must not be too long is."""
-
-
-class _Proxy(fx.Proxy):
-    """A traced value that can be written to, as a tensor can."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def __len__(self) -> int:
-        size = self.tracer.size  # type: ignore[attr-defined]
-        return super().__len__() if size is None else size
 
 
 class _OwnForward(fx.Tracer):
@@ -174,13 +159,18 @@ class _OwnForward(fx.Tracer):
         """Say what a condition on a traced value is taken for on this way."""
         return self._choices()
 
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Return what a forward goes through where it goes through all the sizes of a value."""
+        sizes = sizes_of(obj.node)
+        return super().iter(obj) if sizes is None else (obj[index] for index in range(sizes))  # type: ignore[index]
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what stands for a node's value while tracing."""
-        return _Proxy(node, self)
+        return TracedValue(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
         """Return what stands for a new node; a number for a size, where one was given."""
-        if self.size is not None and _is_one_size(kind, target, args):
+        if self.size is not None and is_one_size(kind, target, args):
             return self.size
         return super().create_proxy(kind, target, args, kwargs, *more, **named)
 
@@ -198,16 +188,6 @@ class _OwnForward(fx.Tracer):
         if isinstance(a, nn.Module) and id(a) in self._modules_by_id:
             return self.create_node("get_attr", self._modules_by_id[id(a)], (), {})
         return super().create_arg(a)
-
-
-def _is_one_size(kind: str, target: Any, args: Any) -> bool:
-    """Say whether a call is `x.size(d)`, `x.size()[d]` or `x.shape[d]`."""
-    if kind == "call_method":
-        return target == "size" and len(args) == 2
-    if target is not operator.getitem or not isinstance(args[0], fx.Proxy) or not isinstance(args[1], int):
-        return False
-    node = args[0].node
-    return bool(node.target == "size" or (node.target is getattr and node.args[1] == "shape"))
 
 
 def _searched() -> Iterator[dict[str, Any]]:

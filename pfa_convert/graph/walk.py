@@ -29,8 +29,9 @@ from pfa_convert.graph.sites import (
 )
 from pfa_convert.graph.standin import StandIn
 from pfa_convert.graph.trace import Trace, trace_method
-from pfa_convert.graph.uses import UNSUPPORTED, Applied, Used
+from pfa_convert.graph.uses import UNFINISHED, UNSUPPORTED, Applied, Used
 
+REPLACED = "its forward was replaced on the instance, where no conversion reaches: give it to a class"
 SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was before torch.jit"
 
 
@@ -47,6 +48,7 @@ class Walk:
         self._visited: set[tuple[nn.Module, Call]] = set()
         self._reached: set[nn.Module] = set()
         self.failures: dict[nn.Module, str] = {}
+        self.unfinished: dict[tuple[nn.Module, str], None] = {}
         self.named = {module: weights_it_names(module) for module in self._with_weights}
         self._likeness = Likeness(model)
         self._stand_in = StandIn(model)
@@ -74,6 +76,9 @@ class Walk:
         if module not in self._with_weights:
             return
         layer = own_layer(module)
+        if "forward" in vars(module):
+            self._visit_replaced(module, layer, training)
+            return
         if layer is not None:
             if module not in self._reached:
                 self._reached.add(module)
@@ -90,6 +95,21 @@ class Walk:
             if (module, call) not in self._visited:
                 self._visited.add((module, call))
                 self._visit_forward(module, call)
+
+    def _visit_replaced(self, module: nn.Module, layer: Layer | None, training: bool) -> None:
+        """Skip what a module applies whose class's forward does not run, and visit what is inside it."""
+        self._reached |= {module} if layer is None else set(module.modules())
+        own = (
+            layer.parameters(module)
+            if layer
+            else [name for name, _ in module.named_parameters(recurse=False)]
+        )
+        for weight in own:
+            tensor = module.get_parameter(weight)
+            if is_weight(tensor):
+                self.found.skip(joined(self.names[module], weight), module, tuple(tensor.shape), REPLACED)
+        for child in module.children() if layer is None else ():
+            self._visit(child, training)
 
     def _skip_all(self, module: nn.Module, reason: str) -> None:
         """Name each weight of a module that cannot be looked into."""
@@ -158,6 +178,9 @@ class Walk:
         name = self.names[module]
         path = joined(name, use.path)
         weight = module.get_parameter(use.path)
+        if isinstance(use, Used) and use.use == UNFINISHED:
+            self.unfinished[module, use.path] = None
+            return
         if isinstance(use, Used) and not (is_weight(weight) and use.inside is not None):
             if use.applies and weight.dim() > 1:
                 self.found.skip(path, module, tuple(weight.shape), UNSUPPORTED[use.use])

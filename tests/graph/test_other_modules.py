@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import MethodType
 
 import pytest
 import torch
@@ -86,3 +87,30 @@ def test_layers_without_elements_are_left_alone(rule):
     }
     model[:2](x).sum().backward()
     assert alignment(model).keys() == {"2"}
+
+
+class Doubled(nn.Module):
+    """Has layers whose forward someone has replaced, as offloading and instrumentation do."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.replaced = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.block = nn.Sequential(nn.Linear(4, 4))
+        for module in (self.replaced, self.attention, self.block):
+            module.forward = MethodType(type(module).forward, module)
+
+    def forward(self, x):
+        x = self.block(self.replaced(self.below(x)))
+        return self.attention(x, x, x)[0]
+
+
+def test_a_layer_whose_forward_was_replaced_on_the_instance_is_skipped_and_those_within_are_sites():
+    model, x = convert(Doubled(), "fa"), torch.randn(2, 3, 4)
+    assert [site.weight for site in model.conversion.sites] == ["below.weight", "block.0.weight"]
+    skipped = {one.name: one.reason for one in model.conversion.skipped}
+    assert list(skipped) == ["replaced.weight", "attention.in_proj_weight", "attention.out_proj.weight"]
+    assert all("replaced on the instance" in reason for reason in skipped.values())
+    assert verify(model, x).balanced
+    with pytest.raises(UserError, match=r"strict: 3 weights.*replaced on the instance"):
+        convert(Doubled(), "fa", strict=True)

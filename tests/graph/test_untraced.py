@@ -265,3 +265,37 @@ def test_an_example_shows_that_it_is_applied():
     assert relative_error(x.grad, delta @ F) <= EXACT  # y = (x + table) W^T
     assert relative_error(model.W.grad, delta.t() @ (x + model.table).detach()) <= EXACT
     assert verify(model, x.detach()).balanced
+
+
+class CutShort(nn.Module):
+    """Scales or looks up a weight, and applies it after a line that cannot be followed."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.choose = choose
+        self.W, self.gate = nn.Parameter(torch.randn(3, 4, 4)), nn.Linear(4, 4)
+        self.table, self.gain = nn.Parameter(torch.randn(1, 4)), nn.Parameter(torch.randn(4, 1))
+
+    def forward(self, x, index):
+        x = (x + self.table) * self.gain.t()
+        weight = self.choose(self, x, index)
+        longest = int(x.sum(-1).abs().argmax())
+        return torch.einsum("bio,bi->bo", weight, x) * (longest + 1)
+
+
+CHOSEN = {
+    "scaled": lambda self, x, index: self.W * self.gate(x)[:, None],
+    "looked up": lambda self, x, index: self.W[index],
+    "looked up, scaled": lambda self, x, index: self.W[index] * self.gate(x)[:, None],
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_weight_that_was_on_its_way_where_tracing_ended_is_skipped_with_the_line(name):
+    model = CutShort(CHOSEN[name])
+    report = convert(model, "fa").conversion
+    (skipped,) = report.skipped
+    assert skipped.name == "W" and "longest = int(x.sum(-1)" in skipped.reason
+    assert [(other.name, other.use) for other in report.others] == [("table", "added"), ("gain", "scale")]
+    with pytest.raises(UserError, match="argmax"):
+        convert(model, "fa", strict=True)
