@@ -81,8 +81,11 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         learned = [found for found in map(self.find, tensors) if found is not None]
         if not learned:
             result = func(*args, **kwargs)
-            if isinstance(result, Tensor) and all(self.is_constant(tensor) for tensor in tensors):
+            constant = makes_new_values(func) or all(self.is_constant(tensor) for tensor in tensors)
+            if constant and isinstance(result, Tensor):
                 self.remember_constant(result)
+            elif func in IN_PLACE and any(self._is_activation(tensor) for tensor in tensors):
+                self.forget_constant(args[0])
             return result
         product = product_of(func)
         if product is not None:
@@ -152,10 +155,9 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         """Return the result of a call that applies no weight, and note what it computed from weights."""
         args, kwargs = self.with_taps(args, kwargs, learned)
         again = repeatable(func, args, kwargs)
-        result = func(*args, **kwargs)
         if func in IN_PLACE:
-            self.change(again, args, kwargs)
-            return result
+            return self._in_place(func, again, args, kwargs, learned)
+        result = func(*args, **kwargs)
         if not isinstance(result, Tensor | list | tuple):
             return result
         if makes_new_values(func):
@@ -183,23 +185,60 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         stack = self.find(looked_up_in(args, kwargs))
         return stack is not None and takes_matrices(plain_name(func), args[1:], kwargs, stack.tensor.dim())
 
-    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _in_place(
+        self, func: Any, again: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned]
+    ) -> Any:
+        """Return the result of a call that changes a tensor, and note what that is now."""
+        changed = args[0]
+        constant = self.find(changed) is None and self.is_constant(changed)
+        before = _base(changed).detach().clone() if constant else None
+        result = func(*args, **kwargs)
+        if constant and any(self._is_activation(tensor) for tensor in tensors_of(args[1:], kwargs)):
+            self.used_otherwise(func, args, kwargs, [one for one in learned if not one.mixed])
+            self.forget_constant(changed)
+        else:
+            self.change(again, args, kwargs, before)
+        return result
+
+    def _is_activation(self, tensor: Tensor) -> bool:
+        """Say whether activations took part in a tensor, as in none of whole numbers, which have no error."""
+        found = self.find(tensor)
+        if found is not None:
+            return found.mixed
+        return not self.is_constant(tensor) and (tensor.is_floating_point() or tensor.is_complex())
+
+    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], before: Tensor | None) -> None:
         """Follow a change in place of a tensor that is computed from weights, or becomes so by it.
 
-        The same is done to its feedback weight. A change of a Parameter itself is the user's own business.
+        The same is done to its feedback weight, or to what a constant (or the one that it is a view of) was
+        `before`. A change of a Parameter itself is the user's own business.
         """
         changed, *others = args
         learned = self.find(changed)
-        if learned is None and not self.is_constant(changed):
+        if learned is None and before is None:
             return
         if learned is not None and self.is_of_parameter(changed):
             return
         with torch.no_grad():
-            twin = changed.clone() if learned is None else learned.feedback()
+            twin = self._written_constant(changed, before) if learned is None else learned.feedback()
             rest, keywords = replaced(others, kwargs, self.feedback_of)
-            if learned is None:
-                self.remember(Learned(changed, recompute=lambda: twin))
             func(twin, *rest, **keywords)
+
+    def _written_constant(self, changed: Tensor, before: Any) -> Tensor:
+        """Note that a constant is computed from weights now; return what stands for it in the feedback."""
+        base = _base(changed)
+        self.remember(Learned(base, recompute=lambda: before))
+        if base is changed:
+            return before
+        offset = changed.storage_offset() - base.storage_offset()
+        twin = before.as_strided(changed.size(), changed.stride(), offset)
+        self.remember(Learned(changed, recompute=lambda: twin))
+        return twin
+
+
+def _base(tensor: Tensor) -> Tensor:
+    """Return the tensor that this one is a view of, or itself."""
+    return tensor if tensor._base is None else tensor._base
 
 
 def _same_shape(result: Any, learned: Sequence[Learned]) -> bool:

@@ -20,6 +20,11 @@ def is_lookup(func: Any) -> bool:
     return plain_name(func) in _LOOKUPS
 
 
+def is_view(func: Any) -> bool:
+    """Say whether what a function returns shares its memory with what it is given, or can."""
+    return plain_name(func) in _VIEWS
+
+
 def makes_new_values(func: Any) -> bool:
     """Say whether a function takes no more than the shape from a tensor."""
     return plain_name(func) in _NEW_VALUES
@@ -33,6 +38,11 @@ def multiplies(func: Any) -> bool:
 def drops_elements(func: Any) -> bool:
     """Say whether a function sets random elements to zero, and scales the others."""
     return plain_name(func) in _DROPPING
+
+
+def changes_in_place(func: Any) -> bool:
+    """Say whether a function changes the tensor that it is given first."""
+    return func in IN_PLACE or func in _IN_PLACE_OPERATORS
 
 
 def draws(func: Any) -> bool:
@@ -121,7 +131,7 @@ _RESHAPING = frozenset(
         "stack",
     ]
 )
-_SHAPING = _RESHAPING | frozenset(
+_VIEWS = (_RESHAPING - {"repeat", "stack"}) | frozenset(
     [
         "t",
         "T",
@@ -133,22 +143,18 @@ _SHAPING = _RESHAPING | frozenset(
         "swapaxes",
         "swapdims",
         "permute",
-        "contiguous",
         "getitem",
         "split",
         "chunk",
         "unbind",
-        "to",
-        "type_as",
-        "float",
-        "half",
-        "bfloat16",
-        "double",
         "narrow",
         "select",
-        "clone",
-        "cat",
     ]
+)
+_SHAPING = (
+    _VIEWS
+    | _RESHAPING
+    | frozenset(["contiguous", "to", "type_as", "float", "half", "bfloat16", "double", "clone", "cat"])
 )
 _ELEMENTWISE = frozenset(
     [
@@ -205,7 +211,10 @@ _NEW_VALUES = frozenset(
         *((f"new_{made}", "") for made in ("zeros", "ones", "full", "empty", "tensor")),
     ]
 )
-_ADDING = frozenset(["add", "radd", "iadd", "sub", "rsub", "isub", "cat", "stack", "where"])
+_WRITING = frozenset(
+    ["setitem", "copy", "index_copy", "index_add", "index_put", "scatter", "scatter_add", "masked_scatter"]
+)
+_ADDING = _WRITING | frozenset(["add", "radd", "iadd", "sub", "rsub", "isub", "cat", "stack", "where"])
 _LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", "take_along_dim", "index"])
 
 
@@ -251,3 +260,6 @@ IN_PLACE = frozenset(
     or name in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
 )
 """The methods of a tensor that change it."""
+_IN_PLACE_OPERATORS = frozenset(
+    [operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv]
+)

@@ -43,6 +43,12 @@ class KnownTensors:
         """Note a tensor that is neither a weight nor an activation."""
         self._constants.add(Learned(tensor))
 
+    def forget_constant(self, tensor: Tensor) -> None:
+        """Note that an activation was written into a tensor, and so into the one that it is a view of."""
+        for written in (tensor, tensor._base):
+            if written is not None:
+                self._constants.remove(written)
+
     def is_constant(self, tensor: Tensor) -> bool:
         """Say whether a tensor is neither learned by feedback nor an activation."""
         return isinstance(tensor, nn.Parameter) or self._constants.find(tensor) is not None

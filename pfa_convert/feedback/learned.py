@@ -69,6 +69,11 @@ class Noted:
         else:
             self._by_id[id(one.tensor)] = one
 
+    def remove(self, tensor: Any) -> None:
+        """Take back what was noted of a tensor."""
+        self._noted = [one for one in self._noted if one.tensor is not tensor]
+        self._by_id.pop(id(tensor), None)
+
     def find(self, tensor: Any) -> Learned | None:
         """Return what is known of a tensor; None for one that was not noted."""
         if not torch.compiler.is_compiling():

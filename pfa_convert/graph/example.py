@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pfa_convert.errors import UserError, one_line
 from pfa_convert.feedback.calls import tensors_of
@@ -124,11 +124,16 @@ class _Recorder(FollowWeights):
         """Be told that it has ended."""
         self._running.pop()
 
-    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the weights that a tensor is changed by, unless it is one itself."""
-        if self.find(args[0]) is None:
-            learned = [one for one in map(self.find, tensors_of(args, kwargs)) if one is not None]
+    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], before: Tensor | None) -> None:
+        """Note the weights that are written into a tensor; a constant is computed from them from then on."""
+        learned = [one for one in map(self.find, tensors_of(args, kwargs)) if one is not None]
+        known = self.find(args[0])
+        if before is None and known is None:
             self.used_otherwise(func, args, kwargs, learned)
+        elif not isinstance(args[0], nn.Parameter):
+            sources = tuple(dict.fromkeys(source for one in learned for source in one.sources))
+            mixed = any(one.mixed for one in learned)
+            self.remember(Learned(args[0], sources, mixed=mixed))
 
     def describe(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned], made: Learned

@@ -39,21 +39,21 @@ from pfa_convert.graph.notes import Notes
 from pfa_convert.graph.signatures import method_of
 from pfa_convert.graph.sites import joined, plain_class
 from pfa_convert.graph.trace import Trace, is_plain_function
-from pfa_convert.graph.uses import OF_ANOTHER_SHAPE, SCALE_OF_A_WEIGHT, Applied, Used, use_name
+from pfa_convert.graph.uses import OF_ANOTHER_SHAPE, SCALE_OF_A_WEIGHT, Applied, use_name
 from pfa_convert.graph.values import ACTIVATION, CONSTANT, Value, leaves, whole
 
 TraceChild = Callable[[nn.Module, fx.Node], Trace]
 """Returns the graphs of a child's forward, called as a node does."""
 
 
-def flow(owner: nn.Module, graph: fx.Graph, trace: TraceChild) -> dict[fx.Node, list[Applied | Used]]:
-    """Return what each node of a graph of one of the owner's methods does with Parameters, in order.
+def flow(owner: nn.Module, graph: fx.Graph, trace: TraceChild) -> Notes:
+    """Return what is to be said of each node of a graph of one of the owner's methods, in order.
 
     A weight that is handed to a child is followed into the child's graphs.
     """
     flowing = _Flow(owner, trace)
     flowing.read(graph)
-    return flowing.uses
+    return flowing
 
 
 class _Flow(Notes):
@@ -82,6 +82,7 @@ class _Flow(Notes):
         for node in graph.nodes:
             self.uses[node] = []
             self.values[node] = self._value(node)
+            self.write(node)
         if not any(node.op == "output" for node in graph.nodes):
             self.note_unfinished(graph)
         return [self.structure(result) for result in returned(graph)]
@@ -91,7 +92,8 @@ class _Flow(Notes):
         if node.op == "placeholder":
             return self.hold(node, self._given.get(str(node.target), ACTIVATION))
         if node.op == "get_attr":
-            return self._read(joined(self._inside, str(node.target)))
+            written = self.written.get(str(node.target))
+            return written or self._read(joined(self._inside, str(node.target)))
         inputs = [self.values[n] for n in node.all_input_nodes]
         learned = [value for value in inputs if value.learned]
         if node.op == "output":
@@ -172,6 +174,7 @@ class _Flow(Notes):
             child = _Flow(self._owner, self._trace, path, given, counting, without)
             results += child.read(graph)
             self.uses[node] += [use for uses in child.uses.values() for use in uses]
+            self.writes |= child.writes
         if results and trace.failure is None:
             return self.hold(node, merged(results))
         if handed.activation or not handed.paths:

@@ -7,21 +7,27 @@ from typing import Any
 from torch import fx
 from torch.fx.node import map_arg
 
+from pfa_convert.feedback.functions import changes_in_place, is_view
+from pfa_convert.graph.nodes import function_of
 from pfa_convert.graph.uses import UNFINISHED, Applied, Used
-from pfa_convert.graph.values import Value, whole
+from pfa_convert.graph.values import ACTIVATION, Value, whole
 
 
 class Notes:
     """What is known so far of the nodes of one or more graphs.
 
     `uses` has what a node does with Parameters, `values` what it computes, `parts` what it holds in which
-    place. Only what is done with the Parameters of these paths counts, where some were `handed`.
+    place; `written` has what attributes are that something was written into, and `writes` says whether any
+    tensor was changed that was no activation. Only what is done with the Parameters of these paths counts,
+    where some were `handed`.
     """
 
     def __init__(self, handed: frozenset[str] | None) -> None:
         self.uses: dict[fx.Node, list[Applied | Used]] = {}
         self.values: dict[fx.Node, Value] = {}
         self.parts: dict[fx.Node, Any] = {}
+        self.written: dict[str, Value] = {}
+        self.writes = False
         self.handed = handed
 
     def structure(self, argument: Any) -> Any:
@@ -52,3 +58,28 @@ class Notes:
             value = self.values[node]
             if not node.users and value.paths.isdisjoint(use.path for use in added):
                 self.use(node, [value], UNFINISHED)
+
+    def write(self, node: fx.Node) -> None:
+        """Note what a constant is that something is written into, and the one that it is a view of."""
+        if not node.op.startswith("call_") or not changes_in_place(function_of(node)):
+            return
+        inputs = [self.values[n] for n in node.all_input_nodes]
+        paths = frozenset(path for value in inputs for path in value.paths)
+        activation = any(value.activation for value in inputs)
+        written = node.args[0]
+        while isinstance(written, fx.Node) and not self.values[written].activation:
+            self.writes |= activation or bool(paths)
+            own = self.values[written]
+            if activation:
+                made = Value(own.paths, mixed=True, activation=True) if own.paths else ACTIVATION
+            else:
+                made = own if paths <= own.paths else Value(own.paths | paths, like=own.like)
+            self.values[written] = made
+            if written.op == "get_attr":
+                self.written[str(written.target)] = made
+            written = written.args[0] if _is_view(written) else None
+
+
+def _is_view(node: Any) -> bool:
+    """Say whether a node is a view of its first argument."""
+    return isinstance(node, fx.Node) and node.op.startswith("call_") and is_view(function_of(node))

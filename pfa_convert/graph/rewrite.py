@@ -30,7 +30,7 @@ def rewrite(model: nn.Module, found: Discovery) -> None:
     """Have every module whose weights have feedback states beside them apply those with feedback."""
     for name, weights in found.owners.items():
         inside = [inner.removeprefix(f"{name}.") for inner in sorted(found.entered[name])]
-        rewrite_owner(model.get_submodule(name), weights, inside)
+        rewrite_owner(model.get_submodule(name), weights, inside, compiled=name not in found.writers)
     holders = []
     for site in found.sites.values():
         path, feedback = feedback_path(site.weight)
@@ -56,11 +56,13 @@ def unroll_recurrent(model: nn.Module) -> None:
             setattr(module, UNROLLED, True)
 
 
-def rewrite_owner(owner: nn.Module, weights: Iterable[str], inside: Sequence[str] = ()) -> None:
+def rewrite_owner(
+    owner: nn.Module, weights: Iterable[str], inside: Sequence[str] = (), compiled: bool = True
+) -> None:
     """Have a module's own methods redirect the calls that apply these of its weights, named by their paths.
 
     Its forward does so, and every method whose code names one of the weights; also in the forwards of the
-    modules `inside` that it hands weights to.
+    modules `inside` that it hands weights to. It is not `compiled` where a compiler would hide what it does.
     """
     places = [(weight, joined(*feedback_path(weight))) for weight in sorted(weights)]
     kept = tuple(
@@ -73,7 +75,8 @@ def rewrite_owner(owner: nn.Module, weights: Iterable[str], inside: Sequence[str
     owner.redirected_weights = kept  # type: ignore[assignment]
     owner.redirected_inside = tuple(tuple(path.split(".")) for path in inside)  # type: ignore[assignment]
     run = [owner, *map(owner.get_submodule, inside)]
-    wrap = redirecting_uncompiled if any(map(hides_from_compilers, run)) else redirecting
+    hidden = not compiled or any(map(hides_from_compilers, run))
+    wrap = redirecting_uncompiled if hidden else redirecting
     for name in methods_that_name(owner, {weight[0] for weight, _ in kept}):
         change_class(owner, with_wrapped_method, name, wrap)
 

@@ -68,14 +68,16 @@ class Discovery:
 
     `sites` by weight and owner, first those that the walk did not reach, then the others in the order of
     execution; `skipped` with reasons, by name; `owners` are the paths of the weights that a module's own code
-    applies, by the module's name, and `entered` the modules inside whose forwards it is followed into; `used`
-    says what else is done with a Parameter, by its name.
+    applies, by the module's name, and `entered` the modules inside whose forwards it is followed into;
+    `writers` are the names of the modules whose code changes weights or constants in place; `used` says what
+    else is done with a Parameter, by its name.
     """
 
     sites: dict[tuple[str, str], Site] = field(default_factory=dict)
     skipped: dict[str, Skipped] = field(default_factory=dict)
     owners: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     entered: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    writers: set[str] = field(default_factory=set)
     used: dict[str, str] = field(default_factory=dict)
 
     def add(self, site: Site) -> None:

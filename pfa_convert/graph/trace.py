@@ -187,6 +187,8 @@ class _OwnForward(fx.Tracer):
             return self.create_node("get_attr", self._tensors_by_id[id(a)], (), {})
         if isinstance(a, nn.Module) and id(a) in self._modules_by_id:
             return self.create_node("get_attr", self._modules_by_id[id(a)], (), {})
+        if isinstance(a, Tensor) and a._base is not None:
+            return super().create_arg(a._base)  # what is written into a view is written into this
         return super().create_arg(a)
 
 

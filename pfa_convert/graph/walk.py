@@ -168,7 +168,10 @@ class Walk:
     def _read(self, module: nn.Module, trace: Trace, call: Call) -> None:
         """Take from graphs the uses of weights and the calls of modules, in the order of execution."""
         for graph in trace.graphs:
-            for node, uses in flow(module, graph, partial(self._trace_child, module, call.training)).items():
+            notes = flow(module, graph, partial(self._trace_child, module, call.training))
+            if notes.writes:
+                self.found.writers.add(self.names[module])
+            for node, uses in notes.uses.items():
                 for use in uses:
                     self._take(module, use)
                 if node.op == "call_module":
