@@ -56,7 +56,8 @@ class _Rest:
         for module, parameter in self._walk.unfinished:
             path = joined(self._walk.names[module], parameter)
             weight, failure = module.get_parameter(parameter), self._walk.failures.get(module)
-            if failure and is_weight(weight) and path not in self._found.applied():
+            known = path in self._found.applied()
+            if failure and is_weight(weight) and not known and may_apply_weights(module):
                 self._found.used.pop(path, None)
                 self._found.skip(path, module, tuple(weight.shape), _helped(module, failure))
 
