@@ -218,3 +218,44 @@ def test_compiled_signals_that_were_written_have_the_same_error(collect):
     torch.manual_seed(0)
     model = convert(Collected(collect).double(), "fa")
     assert_compiled_is_eager(model, torch.randn(3, 4).double())
+
+
+class Untraced(nn.Module):
+    """Does both, after a line that no trace gets past."""
+
+    def __init__(self, assemble, collect):
+        super().__init__()
+        self.assembled, self.collected = Assembled(assemble), Collected(collect)
+
+    def forward(self, x):
+        count = int(x.abs().sum()) % 2 + 1
+        kernel = self.assembled.assemble(self.assembled.a, self.assembled.b, x) * count
+        signal = self.collected.collect(functional.linear(x, kernel), x.new_ones(3, 3))
+        return signal @ self.collected.W
+
+
+@pytest.mark.parametrize("assemble", WEIGHTS)
+def test_an_example_shows_what_weights_written_in_place_are_applied(assemble):
+    def collect(h, table):
+        out = torch.zeros(3, 4, dtype=torch.float64)
+        out[:, :3] += h * table
+        return out
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 4).double().requires_grad_()
+    model = convert(Untraced(assemble, collect).double(), "fa", example=((x.detach(),), {}))
+    sites = {site.weight for site in model.conversion.sites}
+    assert sites == {"collected.below.weight", "assembled.a", "assembled.b", "collected.W"}
+    y = model(x)
+    delta = torch.randn_like(y)
+    y.backward(delta)
+    F = {
+        name: feedback_of(model.get_submodule(holder), name).feedback_weight(
+            model.get_parameter(f"{holder}.{name}")
+        )
+        for holder, name in (("assembled", "a"), ("assembled", "b"), ("collected", "W"))
+    }
+    count = int(x.abs().sum()) % 2 + 1
+    kernel = assemble(F["a"].detach(), F["b"].detach(), x.detach()) * count
+    assert relative_error(x.grad, (delta @ F["W"].t())[:, :3] @ kernel) <= EXACT
+    assert verify(model, x.detach()).balanced
