@@ -24,6 +24,7 @@ from pfa_convert.feedback.functions import (
     makes_new_values,
     multiplies,
     plain_name,
+    writes,
 )
 from pfa_convert.feedback.known import KnownTensors
 from pfa_convert.feedback.learned import Learned, Operand
@@ -192,12 +193,17 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         changed = args[0]
         constant = self.find(changed) is None and self.is_constant(changed)
         before = _base(changed).detach().clone() if constant else None
+        self.settle()
         result = func(*args, **kwargs)
-        if constant and any(self._is_activation(tensor) for tensor in tensors_of(args[1:], kwargs)):
+        activation = any(self._is_activation(tensor) for tensor in tensors_of(args[1:], kwargs))
+        if constant and activation:
             self.used_otherwise(func, args, kwargs, [one for one in learned if not one.mixed])
             self.forget_constant(changed)
-        else:
-            self.change(again, args, kwargs, before)
+            return result
+        self.change(again, args, kwargs, before)
+        found = self.find(changed)
+        if found is not None and activation and writes(func):
+            found.mixed = True
         return result
 
     def _is_activation(self, tensor: Tensor) -> bool:

@@ -45,6 +45,11 @@ def changes_in_place(func: Any) -> bool:
     return func in IN_PLACE or func in _IN_PLACE_OPERATORS
 
 
+def writes(func: Any) -> bool:
+    """Say whether a function puts elements of one tensor into another."""
+    return plain_name(func) in _WRITING
+
+
 def draws(func: Any) -> bool:
     """Say whether a function draws random numbers."""
     return plain_name(func) in _DRAWING

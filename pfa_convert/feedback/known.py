@@ -63,6 +63,11 @@ class KnownTensors:
             for one in self._learned
         )
 
+    def settle(self) -> None:
+        """Compute what stands for each learned tensor, before one that others were computed from changes."""
+        for one in self._learned:
+            one.settle()
+
     def describe(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned], made: Learned
     ) -> None:

@@ -44,6 +44,11 @@ class Learned:
             self._feedback = computed.detach() if isinstance(computed, Tensor) else computed
         return self._feedback
 
+    def settle(self) -> None:
+        """Compute `feedback` now, if it is computed from others."""
+        if self._recompute is not None and self.direct is None:
+            self.feedback()
+
 
 class Operand(NamedTuple):
     """A weight among the operands of a product, and its number among them."""

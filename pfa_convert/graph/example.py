@@ -124,6 +124,9 @@ class _Recorder(FollowWeights):
         """Be told that it has ended."""
         self._running.pop()
 
+    def settle(self) -> None:
+        """Compute nothing: in this run nothing has feedback."""
+
     def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], before: Tensor | None) -> None:
         """Note the weights that are written into a tensor; a constant is computed from them from then on."""
         learned = [one for one in map(self.find, tensors_of(args, kwargs)) if one is not None]

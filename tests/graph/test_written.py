@@ -59,11 +59,29 @@ def in_a_copy(a, b, like):
     return kernel
 
 
+def changed_afterwards(a, b, like):
+    kernel = torch.cat([a, b], 1).clone()
+    result = kernel * 2
+    kernel[:] = 7
+    kernel.fill_(3)
+    return result
+
+
 def scattered(a, b, like):
     return torch.zeros(3, 4, dtype=torch.float64).scatter_(1, INDEX[:, None].expand(3, 2), a).add_(b.sum())
 
 
-WEIGHTS = [columns, of_ones, added_rows, added_rows_returned, views, looped, in_a_copy, scattered]
+WEIGHTS = [
+    columns,
+    of_ones,
+    added_rows,
+    added_rows_returned,
+    views,
+    looped,
+    in_a_copy,
+    changed_afterwards,
+    scattered,
+]
 
 
 class Assembled(nn.Module):
@@ -203,6 +221,33 @@ def test_a_weight_is_applied_to_activations_that_were_written_in_place(collect):
     out.backward(delta @ feedback_of(model, "W").feedback_weight(model.W).t())
     assert relative_error(model.below.weight.grad, h.grad.t() @ x) <= EXACT
     assert relative_error(model.W.grad, out.detach().t() @ delta) <= EXACT
+    assert verify(model, x).balanced
+
+
+class Tokens(nn.Module):
+    """Writes a token of its own, which it also applies as a weight, and activations into one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.below = nn.Linear(4, 4)
+        self.token, self.W = nn.Parameter(torch.randn(1, 4)), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        tokens = x.new_zeros(x.shape[0] + 1, 4)
+        tokens[:1] = self.token
+        tokens[1:] = self.below(x)
+        return (tokens @ self.W) @ self.token.t()
+
+
+def test_weights_and_activations_side_by_side_are_a_signal():
+    torch.manual_seed(0)
+    model, x = convert(Tokens().double(), "fa", strict=True), torch.randn(3, 4).double()
+    y = model(x)
+    delta = torch.randn_like(y)
+    y.backward(delta)
+    F = {n: feedback_of(model, n).feedback_weight(getattr(model, n)).detach() for n in ("token", "W")}
+    below = delta @ F["token"] @ F["W"].t()
+    assert relative_error(model.below.weight.grad, below[1:].t() @ x) <= EXACT
     assert verify(model, x).balanced
 
 
