@@ -18,13 +18,12 @@ from torch.overrides import TorchFunctionMode
 from pfa_convert.feedback.attention import attention_of_plain_calls
 from pfa_convert.feedback.calls import at, replaced, tensors_of
 from pfa_convert.feedback.functions import (
-    IN_PLACE,
+    changes_in_place,
     is_lookup,
     keeps_mixtures,
     makes_new_values,
     multiplies,
     plain_name,
-    writes,
 )
 from pfa_convert.feedback.known import KnownTensors
 from pfa_convert.feedback.learned import Learned, Operand
@@ -82,11 +81,11 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         learned = [found for found in map(self.find, tensors) if found is not None]
         if not learned:
             result = func(*args, **kwargs)
-            constant = makes_new_values(func) or all(self.is_constant(tensor) for tensor in tensors)
-            if constant and isinstance(result, Tensor):
-                self.remember_constant(result)
-            elif func in IN_PLACE and any(self._is_activation(tensor) for tensor in tensors):
-                self.forget_constant(args[0])
+            if all(self.is_constant(tensor) for tensor in tensors):
+                if isinstance(result, Tensor):
+                    self.remember_constant(result)
+            elif not torch.compiler.is_compiling() and changes_in_place(func):
+                self.forget_constant(args[0])  # a module for which this matters is not compiled
             return result
         product = product_of(func)
         if product is not None:
@@ -156,9 +155,12 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         """Return the result of a call that applies no weight, and note what it computed from weights."""
         args, kwargs = self.with_taps(args, kwargs, learned)
         again = repeatable(func, args, kwargs)
-        if func in IN_PLACE:
-            return self._in_place(func, again, args, kwargs, learned)
+        if changes_in_place(func):
+            self.settle()
         result = func(*args, **kwargs)
+        if changes_in_place(func) or self._is_learned_first(result, args):
+            self.change(again, args, kwargs)
+            return result
         if not isinstance(result, Tensor | list | tuple):
             return result
         if makes_new_values(func):
@@ -169,13 +171,18 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         if unknown or mixed:
             self.used_otherwise(func, args, kwargs, [one for one in learned if not one.mixed])
         if unknown and product is None:
-            # Elementwise, a weight of the same shape stays one: `W * mask`. Spread over a batch, `W * style`,
-            # it is a mixture, as are rows that activations look up; the matrices of a stack are weights.
-            lookup = is_lookup(func)
-            stays = self._takes_matrices(func, args, kwargs) if lookup else _same_shape(result, learned)
-            mixed = mixed or not stays
-            if mixed and not lookup and not multiplies(func):
+            if is_lookup(
+                func
+            ):  # rows that activations look up are a mixture, the matrices of a stack are weights
+                mixed = mixed or not self._takes_matrices(func, args, kwargs)
+            elif multiplies(
+                func
+            ):  # elementwise, a weight stays one: `W * mask`; spread over a batch it does not
+                mixed = mixed or not _same_shape(result, learned)
+            elif mixed or not _same_shape(result, learned):
                 return result
+            else:
+                mixed = True
         elif mixed and not keeps_mixtures(func):
             return result
         self.note(func, args, kwargs, result, learned, mixed, again)
@@ -186,65 +193,33 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         stack = self.find(looked_up_in(args, kwargs))
         return stack is not None and takes_matrices(plain_name(func), args[1:], kwargs, stack.tensor.dim())
 
-    def _in_place(
-        self, func: Any, again: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned]
-    ) -> Any:
-        """Return the result of a call that changes a tensor, and note what that is now."""
-        changed = args[0]
-        constant = self.find(changed) is None and self.is_constant(changed)
-        before = _base(changed).detach().clone() if constant else None
-        self.settle()
-        result = func(*args, **kwargs)
-        activation = any(self._is_activation(tensor) for tensor in tensors_of(args[1:], kwargs))
-        if constant and activation:
-            self.used_otherwise(func, args, kwargs, [one for one in learned if not one.mixed])
-            self.forget_constant(changed)
-            return result
-        self.change(again, args, kwargs, before)
-        found = self.find(changed)
-        if found is not None and activation and writes(func):
-            found.mixed = True
-        return result
+    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Follow a change in place of a tensor that is computed from weights by one of its feedback weight.
 
-    def _is_activation(self, tensor: Tensor) -> bool:
-        """Say whether activations took part in a tensor, as in none of whole numbers, which have no error."""
-        found = self.find(tensor)
-        if found is not None:
-            return found.mixed
-        return not self.is_constant(tensor) and (tensor.is_floating_point() or tensor.is_complex())
-
-    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], before: Tensor | None) -> None:
-        """Follow a change in place of a tensor that is computed from weights, or becomes so by it.
-
-        The same is done to its feedback weight, or to what a constant (or the one that it is a view of) was
-        `before`. A change of a Parameter itself is the user's own business.
+        A change of a Parameter itself is the user's own business. A tensor into which weights are written, or
+        activations beside weights, is an activation from then on.
         """
         changed, *others = args
         learned = self.find(changed)
-        if learned is None and before is None:
+        if learned is None:
+            self.forget_constant(changed)
             return
-        if learned is not None and self.is_of_parameter(changed):
+        if self.is_of_parameter(changed):
             return
+        if not multiplies(func) and any(map(self._is_activation, tensors_of(others, kwargs))):
+            self.mix(changed)
         with torch.no_grad():
-            twin = self._written_constant(changed, before) if learned is None else learned.feedback()
             rest, keywords = replaced(others, kwargs, self.feedback_of)
-            func(twin, *rest, **keywords)
+            func(self.twin_of(learned), *rest, **keywords)
 
-    def _written_constant(self, changed: Tensor, before: Any) -> Tensor:
-        """Note that a constant is computed from weights now; return what stands for it in the feedback."""
-        base = _base(changed)
-        self.remember(Learned(base, recompute=lambda: before))
-        if base is changed:
-            return before
-        offset = changed.storage_offset() - base.storage_offset()
-        twin = before.as_strided(changed.size(), changed.stride(), offset)
-        self.remember(Learned(changed, recompute=lambda: twin))
-        return twin
+    def _is_learned_first(self, result: Any, args: tuple[Any, ...]) -> bool:
+        """Say whether a call returned the weight that it was given, as `relu(W, inplace=True)` does."""
+        return bool(args) and result is args[0] and self.find(result) is not None
 
-
-def _base(tensor: Tensor) -> Tensor:
-    """Return the tensor that this one is a view of, or itself."""
-    return tensor if tensor._base is None else tensor._base
+    def _is_activation(self, tensor: Tensor) -> bool:
+        """Say whether activations took part in a tensor."""
+        found = self.find(tensor)
+        return not self.is_constant(tensor) if found is None else found.mixed
 
 
 def _same_shape(result: Any, learned: Sequence[Learned]) -> bool:

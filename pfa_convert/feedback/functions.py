@@ -42,12 +42,8 @@ def drops_elements(func: Any) -> bool:
 
 def changes_in_place(func: Any) -> bool:
     """Say whether a function changes the tensor that it is given first."""
-    return func in IN_PLACE or func in _IN_PLACE_OPERATORS
-
-
-def writes(func: Any) -> bool:
-    """Say whether a function puts elements of one tensor into another."""
-    return plain_name(func) in _WRITING
+    # A compiler knows no number of some of PyTorch's functions, to find them by.
+    return func in (_METHODS_IN_PLACE if torch.compiler.is_compiling() else _IN_PLACE)
 
 
 def draws(func: Any) -> bool:
@@ -258,13 +254,18 @@ _PROPERTIES = frozenset(
 _NAMES = _names()
 
 _OF_AUTOGRAD = frozenset(["requires_grad_", "retain_grad_", "share_memory_", "detach_", "resize_", "set_"])
-IN_PLACE = frozenset(
-    getattr(Tensor, name)
-    for name in dir(Tensor)
-    if (name.endswith("_") and not name.endswith("__") and name not in _OF_AUTOGRAD)
-    or name in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
+_OPERATORS_IN_PLACE = frozenset(
+    f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")
 )
-"""The methods of a tensor that change it."""
-_IN_PLACE_OPERATORS = frozenset(
-    [operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv]
-)
+
+
+def _in_place(home: Any) -> frozenset[Any]:
+    """Return the functions in a class or a module that change what they are given, by their names."""
+    named = [name for name in dir(home) if name.endswith("_") and not name.endswith("__")]
+    functions = [getattr(home, name) for name in named if name not in _OF_AUTOGRAD]
+    operators = [getattr(home, name) for name in _OPERATORS_IN_PLACE if hasattr(home, name)]
+    return frozenset(function for function in functions + operators if callable(function))
+
+
+_METHODS_IN_PLACE = _in_place(Tensor)
+_IN_PLACE = _METHODS_IN_PLACE.union(*map(_in_place, (torch, functional, operator)))

@@ -45,9 +45,8 @@ class KnownTensors:
 
     def forget_constant(self, tensor: Tensor) -> None:
         """Note that an activation was written into a tensor, and so into the one that it is a view of."""
-        for written in (tensor, tensor._base):
-            if written is not None:
-                self._constants.remove(written)
+        for written in (tensor, _base(tensor)):
+            self._constants.remove(written)
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Say whether a tensor is neither learned by feedback nor an activation."""
@@ -62,6 +61,22 @@ class KnownTensors:
             isinstance(one.tensor, nn.Parameter) and one.tensor.untyped_storage().data_ptr() == memory
             for one in self._learned
         )
+
+    def mix(self, tensor: Tensor) -> None:
+        """Note that activations were put beside the weights in a tensor, and in all that share its memory."""
+        base = _base(tensor)
+        for one in self._learned:
+            if isinstance(one.tensor, Tensor) and not isinstance(one.tensor, nn.Parameter):
+                one.mixed = one.mixed or _base(one.tensor) is base
+
+    def twin_of(self, learned: Learned) -> Tensor:
+        """Return what stands for a tensor, to be changed in place alike; never a weight's `F` itself."""
+        twin = learned.feedback()
+        memory = twin.untyped_storage().data_ptr()
+        raw = [one for one in self._learned if isinstance(one.tensor, nn.Parameter) and one is not learned]
+        if any(one.feedback().untyped_storage().data_ptr() == memory for one in raw):
+            twin = learned.replace_feedback(twin.clone())
+        return twin
 
     def settle(self) -> None:
         """Compute what stands for each learned tensor, before one that others were computed from changes."""
@@ -115,3 +130,8 @@ class KnownTensors:
 
 def _part(shared: Learned, index: int) -> Callable[[], Any]:
     return lambda: shared.feedback()[index]
+
+
+def _base(tensor: Tensor) -> Tensor:
+    """Return the tensor that this one is a view of, or itself."""
+    return tensor if tensor._base is None else tensor._base

@@ -44,6 +44,11 @@ class Learned:
             self._feedback = computed.detach() if isinstance(computed, Tensor) else computed
         return self._feedback
 
+    def replace_feedback(self, feedback: Tensor) -> Tensor:
+        """Have another tensor stand for this one; return it."""
+        self._feedback = feedback
+        return feedback
+
     def settle(self) -> None:
         """Compute `feedback` now, if it is computed from others."""
         if self._recompute is not None and self.direct is None:

@@ -75,10 +75,10 @@ class Redirect(FollowWeights):
         """Say whether a tensor is neither learned by feedback nor an activation, here or around."""
         return super().is_constant(tensor) or (self._around is not None and self._around.is_constant(tensor))
 
-    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], before: Tensor | None) -> None:
+    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Follow a change in place, unless that was done around, where the same call is seen first."""
         if self._around is None or self._around.find(args[0]) is None:
-            super().change(func, args, kwargs, before)
+            super().change(func, args, kwargs)
 
     def applied(
         self,

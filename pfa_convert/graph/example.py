@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfa_convert.errors import UserError, one_line
 from pfa_convert.feedback.calls import tensors_of
@@ -22,7 +22,7 @@ from pfa_convert.feedback.learned import Learned, Operand
 from pfa_convert.feedback.products import Product, is_scale, operand_layout, product_of
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.sites import Discovery, Site, site_name
-from pfa_convert.graph.uses import FUSED, UNSUPPORTED, use_name
+from pfa_convert.graph.uses import ASSEMBLED, FUSED, UNSUPPORTED, use_name
 
 Example = tuple[Sequence[Any], Mapping[str, Any]]
 
@@ -127,16 +127,16 @@ class _Recorder(FollowWeights):
     def settle(self) -> None:
         """Compute nothing: in this run nothing has feedback."""
 
-    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], before: Tensor | None) -> None:
-        """Note the weights that are written into a tensor; a constant is computed from them from then on."""
-        learned = [one for one in map(self.find, tensors_of(args, kwargs)) if one is not None]
-        known = self.find(args[0])
-        if before is None and known is None:
-            self.used_otherwise(func, args, kwargs, learned)
-        elif not isinstance(args[0], nn.Parameter):
-            sources = tuple(dict.fromkeys(source for one in learned for source in one.sources))
-            mixed = any(one.mixed for one in learned)
-            self.remember(Learned(args[0], sources, mixed=mixed))
+    def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the weights that a tensor is changed by, unless it is one itself."""
+        if self.find(args[0]) is not None:
+            return
+        constant = self.is_constant(args[0])
+        self.forget_constant(args[0])
+        for one in [one for one in map(self.find, tensors_of(args, kwargs)) if one is not None]:
+            use = ASSEMBLED if constant else use_name(func, args, kwargs, one.tensor)
+            for source in one.sources:
+                self.used.setdefault(source, use)
 
     def describe(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned], made: Learned

@@ -39,7 +39,7 @@ from pfa_convert.graph.notes import Notes
 from pfa_convert.graph.signatures import method_of
 from pfa_convert.graph.sites import joined, plain_class
 from pfa_convert.graph.trace import Trace, is_plain_function
-from pfa_convert.graph.uses import OF_ANOTHER_SHAPE, SCALE_OF_A_WEIGHT, Applied, use_name
+from pfa_convert.graph.uses import ASSEMBLED, OF_ANOTHER_SHAPE, SCALE_OF_A_WEIGHT, Applied, use_name
 from pfa_convert.graph.values import ACTIVATION, CONSTANT, Value, leaves, whole
 
 TraceChild = Callable[[nn.Module, fx.Node], Trace]
@@ -195,7 +195,7 @@ class _Flow(Notes):
 
     def _product(self, product: Product, node: fx.Node) -> Value:
         weights: list[tuple[int, Value]] = []
-        others = False
+        others = written = False
         for index, slot in enumerate(product.slots(node.args, node.kwargs)):
             operand = at(slot, node.args, node.kwargs)
             value = self.values.get(operand, CONSTANT) if isinstance(operand, fx.Node) else CONSTANT
@@ -203,6 +203,7 @@ class _Flow(Notes):
                 weights.append((index, value))
             else:
                 others = others or value.activation
+                written = written or (value.activation and value.written)
         paths = frozenset(path for _, value in weights for path in value.paths)
         if not others:
             like = result_like(function_of(node), node, self.values)
@@ -210,7 +211,11 @@ class _Flow(Notes):
         if node.meta.get("without_gradients") or self._without_gradients:
             self.use(node, [value for _, value in weights], "applied without gradients")
             return ACTIVATION
+        self.writes |= written and bool(weights)
         for index, value in ((index, value) for index, value in weights if self.counts(value)):
+            if value.written:
+                self.use(node, [value], ASSEMBLED)
+                continue
             if is_scale(product, index, node.args):
                 self.use(node, [value], "scale")
                 continue
@@ -263,10 +268,13 @@ class _Flow(Notes):
                 axes = axes_after(name, node.args[1:], dict(node.kwargs), axes, size) if known else None
             # Else it is perhaps one of several, as of `W.chunk(3)`.
             factors = weights[0].factors if len(weights) == 1 else ()
-            return Value(paths, axes, factors=factors, like=like)
+            written = any(value.written for value in learned)
+            return Value(paths, axes, written=written, factors=factors, like=like)
         if paths and keeps_mixtures(function):
             return Value(paths, mixed=True, activation=True)
-        return ACTIVATION if activation else CONSTANT
+        if not activation:
+            return CONSTANT
+        return Value(activation=True, written=all(value.written for value in inputs if value.activation))
 
 
 _NO_TENSORS = frozenset(["shape", "size", "dim", "ndim", "device", "dtype", "numel", "len", "requires_grad"])

@@ -9,16 +9,16 @@ from torch.fx.node import map_arg
 
 from pfa_convert.feedback.functions import changes_in_place, is_view
 from pfa_convert.graph.nodes import function_of
-from pfa_convert.graph.uses import UNFINISHED, Applied, Used
-from pfa_convert.graph.values import ACTIVATION, Value, whole
+from pfa_convert.graph.uses import ASSEMBLED, UNFINISHED, Applied, Used
+from pfa_convert.graph.values import Value, whole
 
 
 class Notes:
     """What is known so far of the nodes of one or more graphs.
 
     `uses` has what a node does with Parameters, `values` what it computes, `parts` what it holds in which
-    place; `written` has what attributes are that something was written into, and `writes` says whether any
-    tensor was changed that was no activation. Only what is done with the Parameters of these paths counts,
+    place; `written` has what attributes are that something was written into, and `writes` says whether
+    that is of account for the weights. Only what is done with the Parameters of these paths counts,
     where some were `handed`.
     """
 
@@ -68,16 +68,20 @@ class Notes:
         activation = any(value.activation for value in inputs)
         written = node.args[0]
         while isinstance(written, fx.Node) and not self.values[written].activation:
-            self.writes |= activation or bool(paths)
             own = self.values[written]
+            self.writes |= bool(own.paths)
             if activation:
-                made = Value(own.paths, mixed=True, activation=True) if own.paths else ACTIVATION
+                made = Value(own.paths, mixed=bool(own.paths), activation=True, written=True)
             else:
-                made = own if paths <= own.paths else Value(own.paths | paths, like=own.like)
+                made = own if paths <= own.paths else Value(own.paths | paths, written=True, like=own.like)
+            if made.written and written.op == "placeholder":
+                self.use(node, [Value(paths)], ASSEMBLED)
             self.values[written] = made
             if written.op == "get_attr":
                 self.written[str(written.target)] = made
             written = written.args[0] if _is_view(written) else None
+        if isinstance(node.args[0], fx.Node):
+            self.values[node] = self.values[node.args[0]]
 
 
 def _is_view(node: Any) -> bool:

@@ -77,6 +77,7 @@ def _reason_of_recurrent(name: str) -> str:
 
 UNFINISHED = "not known: tracing ended before its use"
 SCALE_OF_A_WEIGHT = "scale of a weight"
+ASSEMBLED = "written into another tensor in place"
 OF_ANOTHER_SHAPE = "computes a weight of another shape"
 UNSUPPORTED = {
     **{name: _reason_of_recurrent(name) for name in FUSED},
@@ -87,6 +88,7 @@ UNSUPPORTED = {
     "vecdot": "vecdot applies it",
     "cosine_similarity": "cosine_similarity compares with it",
     "cdist": "cdist compares with it",
+    ASSEMBLED: "it is written into another tensor in place: put that together with torch.cat, stack or pad",
     OF_ANOTHER_SHAPE: "it computes a weight of another shape, as do others",
     "learned input of attention": "attention has it among its queries, keys or values",
 }

@@ -18,14 +18,16 @@ class Value:
     `paths` are the Parameters it comes from; none are a constant's. `axes` are the Parameter's dimensions in
     the value's order, None where that cannot be said. Where several were multiplied, they are those of the
     product, and `factors` has for each Parameter which of its own these were. `mixed` says that it is a
-    weight which activations have scaled, `activation` that they took part. `like` is a tensor without memory
-    (on the meta device) of the value's shape, where that is known.
+    weight which activations have scaled, `activation` that they took part, `written` that weights, or nothing
+    but activations, were written into it in place. `like` is a tensor without memory (on the meta device) of
+    the value's shape, where that is known.
     """
 
     paths: frozenset[str] = frozenset()
     axes: tuple[int, ...] | None = None
     mixed: bool = False
     activation: bool = False
+    written: bool = False
     factors: tuple[tuple[str, tuple[int, ...]], ...] = ()
     like: Tensor | None = field(default=None, compare=False, repr=False)
 
