@@ -171,13 +171,11 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         if unknown or mixed:
             self.used_otherwise(func, args, kwargs, [one for one in learned if not one.mixed])
         if unknown and product is None:
-            if is_lookup(
-                func
-            ):  # rows that activations look up are a mixture, the matrices of a stack are weights
+            # Rows that activations look up are a mixture, the matrices of a stack are weights. Elementwise, a
+            # weight stays one, `W * mask`; spread over a batch, `W * style`, it is a mixture.
+            if is_lookup(func):
                 mixed = mixed or not self._takes_matrices(func, args, kwargs)
-            elif multiplies(
-                func
-            ):  # elementwise, a weight stays one: `W * mask`; spread over a batch it does not
+            elif multiplies(func):
                 mixed = mixed or not _same_shape(result, learned)
             elif mixed or not _same_shape(result, learned):
                 return result
@@ -196,8 +194,8 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
     def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Follow a change in place of a tensor that is computed from weights by one of its feedback weight.
 
-        A change of a Parameter itself is the user's own business. A tensor into which weights are written, or
-        activations beside weights, is an activation from then on.
+        A change of a Parameter itself is the user's own business. A constant into which weights are written is
+        taken for an activation from then on; a weight into which activations are, for a mixture.
         """
         changed, *others = args
         learned = self.find(changed)
