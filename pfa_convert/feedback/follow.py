@@ -194,8 +194,8 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
     def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Follow a change in place of a tensor that is computed from weights by one of its feedback weight.
 
-        A change of a Parameter itself is the user's own business. A constant into which weights are written is
-        taken for an activation from then on; a weight into which activations are, for a mixture.
+        A change of a Parameter itself is the user's own business. A constant that weights are written into
+        is taken for an activation from then on; a weight that activations are written into for a mixture.
         """
         changed, *others = args
         learned = self.find(changed)
