@@ -204,7 +204,7 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
             return
         if self.is_of_parameter(changed):
             return
-        if not multiplies(func) and any(map(self._is_activation, tensors_of(others, kwargs))):
+        if any(map(self._is_activation, tensors_of(others, kwargs))):
             self.mix(changed)
         with torch.no_grad():
             rest, keywords = replaced(others, kwargs, self.feedback_of)

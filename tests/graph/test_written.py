@@ -283,30 +283,69 @@ def test_a_weight_is_applied_to_activations_that_were_written_in_place(collect):
     assert verify(model, x).balanced
 
 
-class Tokens(nn.Module):
-    """Writes a token of its own, which it also applies as a weight, and activations into one tensor."""
+def beside(h, table):
+    out = h.new_zeros(3, 4)
+    out[:1] = table[:1]
+    out[1:] = h[1:]
+    return out
 
-    def __init__(self):
+
+def beside_in_views(h, table):
+    out = h.new_zeros(3, 4)
+    out[0].copy_(table[0])
+    out[1:].add_(h[1:])
+    return out
+
+
+def on_top(h, table):
+    out = h.new_zeros(3, 4)
+    out[:1] = table[:1]
+    out += h
+    return out
+
+
+def into_a_part(h, table):
+    out = table.clone()
+    out[1:] += h[1:]
+    return out
+
+
+def scaling_a_part(h, table):
+    out = table.clone()
+    out[1:] *= h[1:]
+    return out
+
+
+def between(h, table):
+    return table.clone().lerp_(h, 0.5)
+
+
+BESIDE = [beside, beside_in_views, on_top, into_a_part, scaling_a_part, between]
+
+
+class Tied(nn.Module):
+    """Puts rows of a table and activations into one tensor, and applies the table as a weight too."""
+
+    def __init__(self, collect):
         super().__init__()
-        self.below = nn.Linear(4, 4)
-        self.token, self.W = nn.Parameter(torch.randn(1, 4)), nn.Parameter(torch.randn(4, 4))
+        self.collected = Collected(collect)
 
     def forward(self, x):
-        tokens = x.new_zeros(x.shape[0] + 1, 4)
-        tokens[:1] = self.token
-        tokens[1:] = self.below(x)
-        return (tokens @ self.W) @ self.token.t()
+        return self.collected(x) @ self.collected.table.t()
 
 
-def test_weights_and_activations_side_by_side_are_a_signal():
+@pytest.mark.parametrize("collect", BESIDE)
+def test_weights_and_activations_side_by_side_are_a_signal(collect):
     torch.manual_seed(0)
-    model, x = convert(Tokens().double(), "fa", strict=True), torch.randn(3, 4).double()
+    model, x = convert(Tied(collect).double(), "fa", strict=True), torch.randn(3, 4).double()
     y = model(x)
     delta = torch.randn_like(y)
     y.backward(delta)
-    F = {n: feedback_of(model, n).feedback_weight(getattr(model, n)).detach() for n in ("token", "W")}
-    below = delta @ F["token"] @ F["W"].t()
-    assert relative_error(model.below.weight.grad, below[1:].t() @ x) <= EXACT
+    inner = model.collected
+    F = {n: feedback_of(inner, n).feedback_weight(getattr(inner, n)).detach() for n in ("table", "W")}
+    h = inner.below(x).detach().requires_grad_()
+    collect(h * 1, inner.table.detach()).backward(delta @ F["table"] @ F["W"].t())
+    assert relative_error(inner.below.weight.grad, h.grad.t() @ x) <= EXACT
     assert verify(model, x).balanced
 
 
