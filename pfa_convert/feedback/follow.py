@@ -212,7 +212,7 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
 
     def _is_learned_first(self, result: Any, args: tuple[Any, ...]) -> bool:
         """Say whether a call returned the weight that it was given, as `relu(W, inplace=True)` does."""
-        return bool(args) and result is args[0] and self.find(result) is not None
+        return len(args) > 0 and result is args[0] and self.find(result) is not None
 
     def _is_activation(self, tensor: Tensor) -> bool:
         """Say whether activations took part in a tensor."""
