@@ -154,11 +154,11 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
     ) -> Any:
         """Return the result of a call that applies no weight, and note what it computed from weights."""
         args, kwargs = self.with_taps(args, kwargs, learned)
-        again = repeatable(func, args, kwargs)
-        if changes_in_place(func):
+        again, in_place = repeatable(func, args, kwargs), changes_in_place(func)
+        if in_place:
             self.settle()
         result = func(*args, **kwargs)
-        if changes_in_place(func) or self._is_learned_first(result, args):
+        if in_place or self._is_learned_first(result, args):
             self.change(again, args, kwargs)
             return result
         if not isinstance(result, Tensor | list | tuple):

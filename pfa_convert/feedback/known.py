@@ -54,13 +54,10 @@ class KnownTensors:
 
     def is_of_parameter(self, tensor: Tensor) -> bool:
         """Say whether a tensor shares its memory with a Parameter that is followed."""
-        if torch.compiler.is_compiling():
-            return False
-        memory = tensor.untyped_storage().data_ptr()
-        return any(
-            isinstance(one.tensor, nn.Parameter) and one.tensor.untyped_storage().data_ptr() == memory
-            for one in self._learned
-        )
+        return any(_share_memory(one.tensor, tensor) for one in self._parameters())
+
+    def _parameters(self) -> list[Learned]:
+        return [one for one in self._learned if isinstance(one.tensor, nn.Parameter)]
 
     def mix(self, tensor: Tensor) -> None:
         """Note that activations were put beside the weights in a tensor, and in all that share its memory."""
@@ -72,9 +69,7 @@ class KnownTensors:
     def twin_of(self, learned: Learned) -> Tensor:
         """Return what stands for a tensor, to be changed in place alike; never a weight's `F` itself."""
         twin = learned.feedback()
-        memory = twin.untyped_storage().data_ptr()
-        raw = [one for one in self._learned if isinstance(one.tensor, nn.Parameter) and one is not learned]
-        if any(one.feedback().untyped_storage().data_ptr() == memory for one in raw):
+        if any(_share_memory(one.feedback(), twin) for one in self._parameters() if one is not learned):
             twin = learned.replace_feedback(twin.clone())
         return twin
 
@@ -130,6 +125,13 @@ class KnownTensors:
 
 def _part(shared: Learned, index: int) -> Callable[[], Any]:
     return lambda: shared.feedback()[index]
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors have the same memory, which a compiler cannot be asked."""
+    if torch.compiler.is_compiling():
+        return False
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _base(tensor: Tensor) -> Tensor:

@@ -133,10 +133,10 @@ class _Recorder(FollowWeights):
             return
         constant = self.is_constant(args[0])
         self.forget_constant(args[0])
-        for one in [one for one in map(self.find, tensors_of(args, kwargs)) if one is not None]:
-            use = ASSEMBLED if constant else use_name(func, args, kwargs, one.tensor)
-            for source in one.sources:
-                self.used.setdefault(source, use)
+        learned = [one for one in map(self.find, tensors_of(args, kwargs)) if one is not None]
+        for source in [source for one in learned for source in one.sources] if constant else ():
+            self.used.setdefault(source, ASSEMBLED)
+        self.used_otherwise(func, args, kwargs, learned)
 
     def describe(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Learned], made: Learned

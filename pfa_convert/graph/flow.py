@@ -174,6 +174,7 @@ class _Flow(Notes):
             child = _Flow(self._owner, self._trace, path, given, counting, without)
             results += child.read(graph)
             self.uses[node] += [use for uses in child.uses.values() for use in uses]
+            self.unfinished += child.unfinished
             self.writes |= child.writes
         if results and trace.failure is None:
             return self.hold(node, merged(results))
@@ -203,7 +204,7 @@ class _Flow(Notes):
                 weights.append((index, value))
             else:
                 others = others or value.activation
-                written = written or (value.activation and value.written)
+                written = written or value.written
         paths = frozenset(path for _, value in weights for path in value.paths)
         if not others:
             like = result_like(function_of(node), node, self.values)

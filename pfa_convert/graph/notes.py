@@ -9,7 +9,7 @@ from torch.fx.node import map_arg
 
 from pfa_convert.feedback.functions import changes_in_place, is_view
 from pfa_convert.graph.nodes import function_of
-from pfa_convert.graph.uses import ASSEMBLED, UNFINISHED, Applied, Used
+from pfa_convert.graph.uses import ASSEMBLED, Applied, Used
 from pfa_convert.graph.values import Value, whole
 
 
@@ -18,7 +18,8 @@ class Notes:
 
     `uses` has what a node does with Parameters, `values` what it computes, `parts` what it holds in which
     place; `written` has what attributes are that something was written into, and `writes` says whether
-    that is of account for the weights. Only what is done with the Parameters of these paths counts,
+    that is of account for the weights; `unfinished` are the Parameters on their way to a use where a graph
+    ends too early. Only what is done with the Parameters of these paths counts,
     where some were `handed`.
     """
 
@@ -28,6 +29,7 @@ class Notes:
         self.parts: dict[fx.Node, Any] = {}
         self.written: dict[str, Value] = {}
         self.writes = False
+        self.unfinished: list[str] = []
         self.handed = handed
 
     def structure(self, argument: Any) -> Any:
@@ -57,7 +59,7 @@ class Notes:
         for node in graph.nodes:
             value = self.values[node]
             if not node.users and value.paths.isdisjoint(use.path for use in added):
-                self.use(node, [value], UNFINISHED)
+                self.unfinished += sorted(value.paths) if self.counts(value) else []
 
     def write(self, node: fx.Node) -> None:
         """Note what a constant is that something is written into, and the one that it is a view of."""

@@ -30,6 +30,9 @@ class TracedValue(fx.Proxy):
     __isub__ = partialmethod(_in_place, operator.isub)
     __imul__ = partialmethod(_in_place, operator.imul)
     __itruediv__ = partialmethod(_in_place, operator.itruediv)
+    __ifloordiv__ = partialmethod(_in_place, operator.ifloordiv)
+    __imod__ = partialmethod(_in_place, operator.imod)
+    __ipow__ = partialmethod(_in_place, operator.ipow)
 
     def __len__(self) -> int:
         size = self.tracer.size  # type: ignore[attr-defined]
@@ -50,9 +53,7 @@ class _TracedAttribute(fx.proxy.Attribute):
 
 def sizes_of(node: fx.Node) -> int | None:
     """Return how many sizes a node holds: some number, since the graph is only read."""
-    if node.target == "size" and len(node.args) == 1:
-        return DIMENSIONS
-    if node.target is getattr and node.args[1] == "shape":
+    if _is_shape(node):
         return DIMENSIONS
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         sizes, item = sizes_of(node.args[0]), node.args[1]
@@ -69,5 +70,11 @@ def is_one_size(kind: str, target: Any, args: Any) -> bool:
         return target == "size" and len(args) == 2
     if target is not operator.getitem or not isinstance(args[0], fx.Proxy) or not isinstance(args[1], int):
         return False
-    node = args[0].node
-    return bool(node.target == "size" or (node.target is getattr and node.args[1] == "shape"))
+    return _is_shape(args[0].node)
+
+
+def _is_shape(node: fx.Node) -> bool:
+    """Say whether a node is `x.size()` or `x.shape`."""
+    if node.target == "size":
+        return len(node.args) == 1
+    return node.target is getattr and bool(node.args[1] == "shape")

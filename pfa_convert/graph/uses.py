@@ -75,7 +75,6 @@ def _reason_of_recurrent(name: str) -> str:
     return f"torch.{name} applies it inside one operation; {FUSED[name].format(kind)} has feedback"
 
 
-UNFINISHED = "not known: tracing ended before its use"
 SCALE_OF_A_WEIGHT = "scale of a weight"
 ASSEMBLED = "written into another tensor in place"
 OF_ANOTHER_SHAPE = "computes a weight of another shape"

@@ -5,11 +5,12 @@ It goes from the root down, each module as its parent calls it, in training and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from pfa_convert.feedback.layers import Layer
@@ -29,7 +30,7 @@ from pfa_convert.graph.sites import (
 )
 from pfa_convert.graph.standin import StandIn
 from pfa_convert.graph.trace import Trace, trace_method
-from pfa_convert.graph.uses import UNFINISHED, UNSUPPORTED, Applied, Used
+from pfa_convert.graph.uses import UNSUPPORTED, Applied, Used
 
 REPLACED = "its forward was replaced on the instance, where no conversion reaches: give it to a class"
 SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was before torch.jit"
@@ -86,7 +87,7 @@ class Walk:
             return
         self._reached.add(module)
         if isinstance(module, torch.jit.ScriptModule):
-            self._skip_all(module, SCRIPTED)
+            self._skip(module, module.named_parameters(), SCRIPTED)
         elif is_container(module):
             for child in module.children():
                 self._visit(child, training)
@@ -99,21 +100,17 @@ class Walk:
     def _visit_replaced(self, module: nn.Module, layer: Layer | None, training: bool) -> None:
         """Skip what a module applies whose class's forward does not run, and visit what is inside it."""
         self._reached |= {module} if layer is None else set(module.modules())
-        own = (
-            layer.parameters(module)
-            if layer
-            else [name for name, _ in module.named_parameters(recurse=False)]
-        )
-        for weight in own:
-            tensor = module.get_parameter(weight)
-            if is_weight(tensor):
-                self.found.skip(joined(self.names[module], weight), module, tuple(tensor.shape), REPLACED)
-        for child in module.children() if layer is None else ():
+        if layer is not None:
+            applied = [(weight, module.get_parameter(weight)) for weight in layer.parameters(module)]
+            self._skip(module, applied, REPLACED)
+            return
+        self._skip(module, module.named_parameters(recurse=False), REPLACED)
+        for child in module.children():
             self._visit(child, training)
 
-    def _skip_all(self, module: nn.Module, reason: str) -> None:
-        """Name each weight of a module that cannot be looked into."""
-        for path, tensor in module.named_parameters():
+    def _skip(self, module: nn.Module, parameters: Iterable[tuple[str, Tensor]], reason: str) -> None:
+        """Name each weight among a module's Parameters, which it applies out of sight."""
+        for path, tensor in parameters:
             if tensor.dim() >= 2:
                 self.found.skip(joined(self.names[module], path), module, tuple(tensor.shape), reason)
 
@@ -171,6 +168,7 @@ class Walk:
             notes = flow(module, graph, partial(self._trace_child, module, call.training))
             if notes.writes:
                 self.found.writers.add(self.names[module])
+            self.unfinished |= dict.fromkeys((module, path) for path in notes.unfinished)
             for node, uses in notes.uses.items():
                 for use in uses:
                     self._take(module, use)
@@ -181,9 +179,6 @@ class Walk:
         name = self.names[module]
         path = joined(name, use.path)
         weight = module.get_parameter(use.path)
-        if isinstance(use, Used) and use.use == UNFINISHED:
-            self.unfinished[module, use.path] = None
-            return
         if isinstance(use, Used) and not (is_weight(weight) and use.inside is not None):
             if use.applies and weight.dim() > 1:
                 self.found.skip(path, module, tuple(weight.shape), UNSUPPORTED[use.use])
