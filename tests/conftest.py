@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -5,7 +6,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-# Threads only wait for each other on tensors this small: five times longer on a busy machine.
+# Threads only wait for each other on tensors this small: five times longer on a busy machine. Here, and in
+# the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 

@@ -39,8 +39,15 @@ from pfa_convert.graph.notes import Notes
 from pfa_convert.graph.signatures import method_of
 from pfa_convert.graph.sites import joined, plain_class
 from pfa_convert.graph.trace import Trace, is_plain_function
-from pfa_convert.graph.uses import ASSEMBLED, OF_ANOTHER_SHAPE, SCALE_OF_A_WEIGHT, Applied, use_name
-from pfa_convert.graph.values import ACTIVATION, CONSTANT, Value, leaves, whole
+from pfa_convert.graph.uses import (
+    ASSEMBLED,
+    OF_ANOTHER_SHAPE,
+    SCALE_OF_A_WEIGHT,
+    Applied,
+    Generated,
+    use_name,
+)
+from pfa_convert.graph.values import ACTIVATION, CONSTANT, Value, layers_of, leaves, whole
 
 TraceChild = Callable[[nn.Module, fx.Node], Trace]
 """Returns the graphs of a child's forward, called as a node does."""
@@ -147,9 +154,16 @@ class _Flow(Notes):
             told = made.paths | {use.path for use in self.uses[node]}
             learned = [value for value in learned if not value.paths <= told]
         else:
-            made = ACTIVATION
+            made = self._made_by(module, path, given)
         self.use(node, learned, f"input of {path}")
         return made
+
+    def _made_by(self, module: nn.Module, path: str, given: list[Value]) -> Value:
+        """Return what a module that is not followed makes of what it is given."""
+        layers = layers_of(given)
+        if own_layer(module) is not None and (layers or not any(value.activation for value in given)):
+            layers = frozenset([path])
+        return Value(activation=True, layers=layers)
 
     def _parametrized(self, node: fx.Node, chain: str) -> Value:
         """Return the raw weight of a computed one; where none has its shape, note what computes it."""
@@ -196,23 +210,26 @@ class _Flow(Notes):
 
     def _product(self, product: Product, node: fx.Node) -> Value:
         weights: list[tuple[int, Value]] = []
-        others = written = False
+        others: list[Value] = []
+        generated = CONSTANT
         for index, slot in enumerate(product.slots(node.args, node.kwargs)):
             operand = at(slot, node.args, node.kwargs)
             value = self.values.get(operand, CONSTANT) if isinstance(operand, fx.Node) else CONSTANT
             if value.learned or (value.mixed and index == product.weight):
                 weights.append((index, value))
             else:
-                others = others or value.activation
-                written = written or value.written
+                others.append(value)
+                generated = value if value.layers and index == product.weight else generated
         paths = frozenset(path for _, value in weights for path in value.paths)
-        if not others:
+        if not any(value.activation for value in others):
             like = result_like(function_of(node), node, self.values)
             return product_of_weights(product, node, [value for _, value in weights], like)
         if node.meta.get("without_gradients") or self._without_gradients:
             self.use(node, [value for _, value in weights], "applied without gradients")
             return ACTIVATION
-        self.writes |= written and bool(weights)
+        self.writes |= any(value.written for value in others) and bool(weights)
+        if not layers_of(others):
+            self.uses[node] += [Generated(layer, f"{product.name}()") for layer in sorted(generated.layers)]
         for index, value in ((index, value) for index, value in weights if self.counts(value)):
             if value.written:
                 self.use(node, [value], ASSEMBLED)
@@ -224,7 +241,7 @@ class _Flow(Notes):
                 shape = tuple(attribute(self._owner, path).shape)
                 layout = layout_of_factor(product, index, path, value, shape, node.args, node.kwargs)
                 self.uses[node].append(Applied(path, f"{product.name}()", layout))
-        return Value(paths, mixed=bool(paths), activation=True)
+        return Value(paths, mixed=bool(paths), activation=True, layers=layers_of(others))
 
     def _attention(self, node: fx.Node) -> Value:
         for argument in (*node.args, *node.kwargs.values()):
@@ -275,7 +292,8 @@ class _Flow(Notes):
             return Value(paths, mixed=True, activation=True)
         if not activation:
             return CONSTANT
-        return Value(activation=True, written=all(value.written for value in inputs if value.activation))
+        written = all(value.written for value in inputs if value.activation)
+        return Value(activation=True, written=written, layers=layers_of(inputs))
 
 
 _NO_TENSORS = frozenset(["shape", "size", "dim", "ndim", "device", "dtype", "numel", "len", "requires_grad"])

@@ -9,7 +9,7 @@ from torch.fx.node import map_arg
 
 from pfa_convert.feedback.functions import changes_in_place, is_view
 from pfa_convert.graph.nodes import function_of
-from pfa_convert.graph.uses import ASSEMBLED, Applied, Used
+from pfa_convert.graph.uses import ASSEMBLED, Applied, Generated, Used
 from pfa_convert.graph.values import Value, whole
 
 
@@ -24,7 +24,7 @@ class Notes:
     """
 
     def __init__(self, handed: frozenset[str] | None) -> None:
-        self.uses: dict[fx.Node, list[Applied | Used]] = {}
+        self.uses: dict[fx.Node, list[Applied | Used | Generated]] = {}
         self.values: dict[fx.Node, Value] = {}
         self.parts: dict[fx.Node, Any] = {}
         self.written: dict[str, Value] = {}

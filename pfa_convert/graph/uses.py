@@ -35,6 +35,19 @@ class Used:
         return self.use in UNSUPPORTED
 
 
+@dataclass(frozen=True)
+class Generated:
+    """A product applies, as its weight, what the layer of this path makes of Parameters or constants."""
+
+    path: str
+    kind: str
+
+    @property
+    def reason(self) -> str:
+        """Why that has no feedback."""
+        return f"{self.kind} applies, as its weight, what this layer makes of Parameters or constants alone"
+
+
 def use_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> str:
     """Return what a function that is not among our products does with a weight that it is given.
 

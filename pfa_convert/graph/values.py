@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,8 +20,9 @@ class Value:
     the value's order, None where that cannot be said. Where several were multiplied, they are those of the
     product, and `factors` has for each Parameter which of its own these were. `mixed` says that it is a
     weight which activations have scaled, `activation` that they took part, `written` that weights, or nothing
-    but activations, were written into it in place. `like` is a tensor without memory (on the meta device) of
-    the value's shape, where that is known.
+    but activations, were written into it in place. `layers` are the last of those that made an activation of
+    Parameters and constants alone. `like` is a tensor without memory (on the meta device) of the value's
+    shape, where that is known.
     """
 
     paths: frozenset[str] = frozenset()
@@ -28,6 +30,7 @@ class Value:
     mixed: bool = False
     activation: bool = False
     written: bool = False
+    layers: frozenset[str] = frozenset()
     factors: tuple[tuple[str, tuple[int, ...]], ...] = ()
     like: Tensor | None = field(default=None, compare=False, repr=False)
 
@@ -71,4 +74,10 @@ def whole(structure: Any) -> Value:
         return found[0] if len(shapes) == 1 else replace(found[0], like=None)
     paths = frozenset(path for value in values for path in value.paths)
     activation = any(value.activation for value in values)
-    return Value(paths, mixed=bool(paths) and activation, activation=activation)
+    return Value(paths, mixed=bool(paths) and activation, activation=activation, layers=layers_of(values))
+
+
+def layers_of(values: Iterable[Value]) -> frozenset[str]:
+    """Return the layers that made the activations among values; none if one of these is a signal."""
+    made = [value.layers for value in values if value.activation]
+    return frozenset[str]().union(*made) if all(made) else frozenset()

@@ -30,7 +30,7 @@ from pfa_convert.graph.sites import (
 )
 from pfa_convert.graph.standin import StandIn
 from pfa_convert.graph.trace import Trace, trace_method
-from pfa_convert.graph.uses import UNSUPPORTED, Applied, Used
+from pfa_convert.graph.uses import UNSUPPORTED, Applied, Generated, Used
 
 REPLACED = "its forward was replaced on the instance, where no conversion reaches: give it to a class"
 SCRIPTED = "a ScriptModule runs out of Python's sight: give the module as it was before torch.jit"
@@ -175,8 +175,11 @@ class Walk:
                 if node.op == "call_module":
                     self._visit(module.get_submodule(str(node.target)), call.training, node.args, node.kwargs)
 
-    def _take(self, module: nn.Module, use: Applied | Used) -> None:
+    def _take(self, module: nn.Module, use: Applied | Used | Generated) -> None:
         name = self.names[module]
+        if isinstance(use, Generated):
+            self.found.skip(joined(name, use.path), module.get_submodule(use.path), (), use.reason)
+            return
         path = joined(name, use.path)
         weight = module.get_parameter(use.path)
         if isinstance(use, Used) and not (is_weight(weight) and use.inside is not None):
