@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from pfa_convert.audit import operations as ops
 from pfa_convert.audit.data import ACTIVATION, NOTHING, Data, Kind, Origins, joined, memory_of
+from pfa_convert.audit.history import data_left
 from pfa_convert.audit.operands import (
     Operand,
     after_writing,
@@ -68,7 +69,7 @@ class Observer(TorchDispatchMode):
     Args:
         model: the model whose forward will run.
         parameters: the Parameters to follow, by name.
-        constants: tensors that are neither learned nor activations.
+        constants: tensors that are neither learned nor activations, unless an earlier run computed them.
         kept: tensors that the run must not change; `put_back` undoes what it did to them.
     """
 
@@ -78,7 +79,7 @@ class Observer(TorchDispatchMode):
         self,
         model: nn.Module,
         parameters: dict[str, Tensor],
-        constants: Iterable[Tensor],
+        constants: Sequence[Tensor],
         kept: Iterable[Tensor] = (),
     ) -> None:
         super().__init__()
@@ -86,6 +87,9 @@ class Observer(TorchDispatchMode):
         self.read: set[str] = set()
         self._names = {module: name for name, module in model.named_modules()}
         self._origins = Origins(parameters, constants)
+        names_of = {parameter: name for name, parameter in parameters.items()}
+        for left in (tensor for tensor in constants if tensor.grad_fn is not None):
+            self._origins.learn(left, data_left(left, names_of))
         self._scaled: dict[tuple[str, int], _Scaled] = {}
         self._kept = {memory_of(tensor): tensor for tensor in kept}
         self._before: dict[tuple[str, int], Tensor] = {}

@@ -36,10 +36,11 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
 
     What the check does not see: a product of a learned tensor written as `mul` and `sum` with anything in
     between (directly one after the other it is seen), or as a scale in Fourier space; values that leave
-    PyTorch (`.tolist()`); the other branches of a forward. A state that an earlier run left in a buffer
-    counts as a constant. Operations of other libraries count as linear uses of all that is learned among
-    their operands. Which operand is the weight is only known by where it came from: with a batch of one, a
-    table of the batch's own shape that is added or multiplied can pass for a weight: give two examples.
+    PyTorch (`.tolist()`); the other branches of a forward. A state that an earlier run left in a buffer or
+    an attribute counts as a constant, unless autograd knows what it was computed from. Operations of other
+    libraries count as linear uses of all that is learned among their operands. Which operand is the weight
+    is only known by where it came from: with a batch of one, a table of the batch's own shape that is added
+    or multiplied can pass for a weight: give two examples.
 
     The model runs once in the mode it is in, with gradients recorded but no backward pass. Its attributes,
     Parameters, buffers, the inputs and the random numbers are put back; what its code changes within lists or

@@ -66,7 +66,11 @@ class _Flow(Results):
 
     def read(self, graph: fx.Graph) -> list[Any]:
         """Visit all nodes of a graph; return what its result holds, in a list, if there is one."""
+        next_call = False
         for node in graph.nodes:
+            if node.meta.get("next_call", False) is not next_call:
+                next_call = True
+                self.leave()
             self.uses[node] = []
             self.values[node] = self._value(node)
             self.write(node)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map_only
 
 from pfa_convert.feedback.functions import changes_in_place, is_view
 from pfa_convert.graph.nodes import function_of
@@ -44,6 +46,17 @@ class Notes:
     def counts(self, value: Value) -> bool:
         """Say whether a value comes from a Parameter whose uses are asked for."""
         return self.handed is None or not self.handed.isdisjoint(value.paths)
+
+    def leave(self) -> None:
+        """Note that a call is over: what it computed of weights, only an attribute can give to the next."""
+
+        def left(value: Value) -> Value:
+            return replace(value, left=True) if value.learned else value
+
+        for node, value in self.values.items():
+            if node.op != "get_attr":
+                self.values[node] = left(value)
+        self.parts = tree_map_only(Value, left, self.parts)
 
     def use(self, node: fx.Node, learned: list[Value], use: str, inside: Any = None) -> None:
         """Note a use of all the Parameters that values come from, perhaps `inside` an untraced function."""

@@ -24,7 +24,7 @@ from pfa_convert.graph.computed import layout_of_factor, product_of_weights, res
 from pfa_convert.graph.nodes import attribute, function_of
 from pfa_convert.graph.notes import Notes
 from pfa_convert.graph.trace import is_plain_function
-from pfa_convert.graph.uses import ASSEMBLED, SCALE_OF_A_WEIGHT, Applied, Generated, use_name
+from pfa_convert.graph.uses import ASSEMBLED, LEFT, SCALE_OF_A_WEIGHT, Applied, Generated, use_name
 from pfa_convert.graph.values import ACTIVATION, CONSTANT, Value, layers_of
 
 
@@ -65,7 +65,8 @@ class Results(Notes):
         paths = frozenset(path for _, value in weights for path in value.paths)
         if not any(value.activation for value in others):
             like = result_like(function_of(node), node, self.values)
-            return product_of_weights(product, node, [value for _, value in weights], like)
+            made = product_of_weights(product, node, [value for _, value in weights], like)
+            return replace(made, left=any(value.left for _, value in weights))
         if node.meta.get("without_gradients") or self._without_gradients:
             self.use(node, [value for _, value in weights], "applied without gradients")
             return ACTIVATION
@@ -73,8 +74,8 @@ class Results(Notes):
         if not layers_of(others):
             self.uses[node] += [Generated(layer, f"{product.name}()") for layer in sorted(generated.layers)]
         for index, value in ((index, value) for index, value in weights if self.counts(value)):
-            if value.written:
-                self.use(node, [value], ASSEMBLED)
+            if value.written or value.left:
+                self.use(node, [value], LEFT if value.left else ASSEMBLED)
                 continue
             if is_scale(product, index, node.args):
                 self.use(node, [value], "scale")
@@ -129,8 +130,8 @@ class Results(Notes):
                 axes = axes_after(name, node.args[1:], dict(node.kwargs), axes, size) if known else None
             # Else it is perhaps one of several, as of `W.chunk(3)`.
             factors = weights[0].factors if len(weights) == 1 else ()
-            written = any(value.written for value in learned)
-            return Value(paths, axes, written=written, factors=factors, like=like)
+            written, left = any(value.written for value in learned), any(value.left for value in learned)
+            return Value(paths, axes, written=written, left=left, factors=factors, like=like)
         if paths and keeps_mixtures(function):
             return Value(paths, mixed=True, activation=True)
         if not activation:

@@ -107,14 +107,15 @@ def _weights_of(owner: Any) -> Iterator[tuple[nn.Parameter, FeedbackWeight]]:
 def _constants_of(owner: Any) -> list[Tensor]:
     """Return the buffers that code which has an owner's weights can be expected to read.
 
-    They are those of the owner and of the modules that it hands weights to, and of their children.
+    They are those of the owner and of the modules that it hands weights to, and of their children. One that
+    an earlier call has left in its place, with a history, is a state.
     """
-    constants = []
+    constants: list[Tensor] = []
     for module in (owner, *(_follow(owner, path) for path in owner.redirected_inside)):
         for holder in (module, *module._modules.values()):
             if holder is not None:
                 constants += [buffer for buffer in holder._buffers.values() if buffer is not None]
-    return constants
+    return [buffer for buffer in constants if not buffer.requires_grad]
 
 
 def _follow(owner: Any, path: tuple[str, ...]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from pfa_convert.graph.sites import plain_class
 
@@ -45,11 +46,18 @@ class StandIn:
             self._of[module] = stand_in = object.__new__(_stand_in_class(plain))
             stand_in.__dict__.update(vars(nn.Module()), _tracing=self.tracing)
             if not scripted:
-                self.renew(module)
+                self._copy(module)
         return self._of[module]
 
     def renew(self, module: nn.Module) -> nn.Module:
-        """Return a module's stand-in as the user has the module, without what a tracing did to it."""
+        """Return a module's stand-in as the user has the module, without what a tracing left in it."""
+        stand_in = self(module)
+        for inside in module.modules():
+            if inside is module or holds_traced(self(inside)):
+                self._copy(inside)
+        return stand_in
+
+    def _copy(self, module: nn.Module) -> None:
         stand_in = self(module)
         stand_in.__dict__.clear()
         stand_in.__dict__["_tracing"] = self.tracing
@@ -57,7 +65,6 @@ class StandIn:
             stand_in.__dict__[key] = self._copied(key, value)
         for name, child in module._modules.items():  # whose truth value may be its own, as a length is
             stand_in._modules[name] = None if child is None else self(child)
-        return stand_in
 
     def _copied(self, key: str, value: Any) -> Any:
         """Return a copy of an attribute; what cannot be copied, and what is PyTorch's own, is shared."""
@@ -71,6 +78,12 @@ class StandIn:
             return copy.deepcopy(value, _Memo(self._tensors, self._modules, self))
         except Exception:
             return value
+
+
+def holds_traced(module: nn.Module) -> bool:
+    """Say whether a stand-in's attributes hold something that was computed while tracing."""
+    held = [value for name, value in vars(module).items() if name not in INTERNAL]
+    return any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(held))
 
 
 class _Memo(dict[int, Any]):

@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from pfa_convert.errors import one_line
 from pfa_convert.feedback.redirect import inside_reentrant_checkpointing
 from pfa_convert.graph.signatures import TENSOR, Call, method_of, parameters_of
 from pfa_convert.graph.sites import of_torch
-from pfa_convert.graph.standin import StandIn
+from pfa_convert.graph.standin import StandIn, holds_traced
 from pfa_convert.graph.traced_value import SIZE, TracedValue, is_one_size, sizes_of
 from pfa_convert.graph.ways import MOST_WAYS, VALUES, Choices, Traced, follow_ways
 
@@ -100,9 +101,10 @@ class _OwnForward(fx.Tracer):
         named = [*root.named_buffers(remove_duplicate=False), *root.named_parameters(remove_duplicate=False)]
         self._tensors_by_id = {id(tensor): name for name, tensor in reversed(named)}
         self._read: dict[str, fx.Proxy] = {}
+        self._next_call = False
 
     def run(self, method: Callable[..., Any]) -> None:
-        """Trace one call of a method."""
+        """Trace one call of a method, and where that leaves a state for the next one, a second."""
         with symbolic_trace._new_patcher() as patcher:
             # Functions that a user or timm keeps out of tracing become nodes, where they are given a proxy.
             symbolic_trace._patch_wrapped_functions(patcher)
@@ -111,6 +113,12 @@ class _OwnForward(fx.Tracer):
                 symbolic_trace._autowrap_check(patcher, namespace, self._autowrap_function_ids)
             args, kwargs = self._arguments(parameters_of(method))
             result = method(self.root, *args, **kwargs)
+            if any(map(holds_traced, self.root.modules())):  # which the next call may use
+                self._next_call = True
+                self._choices.repeat()
+                with suppress(Exception):  # the first call could be followed, and is what counts then
+                    args, kwargs = self._arguments(parameters_of(method))
+                    result = method(self.root, *args, **kwargs)
         self.create_node("output", "output", (self.create_arg(result),), {})
 
     def _arguments(self, parameters: tuple[inspect.Parameter, ...]) -> tuple[list[Any], dict[str, Any]]:
@@ -175,10 +183,11 @@ class _OwnForward(fx.Tracer):
         return super().create_proxy(kind, target, args, kwargs, *more, **named)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Return a node that remembers whether gradients are recorded where it stands."""
+        """Return a node that remembers whether gradients are recorded where it stands, and in which call."""
         node = super().create_node(*args, **kwargs)
         plainly = torch.is_grad_enabled() or inside_reentrant_checkpointing()
         node.meta["without_gradients"] = not plainly
+        node.meta["next_call"] = self._next_call
         return node
 
     def create_arg(self, a: Any) -> Any:

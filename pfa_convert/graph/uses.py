@@ -91,6 +91,7 @@ def _reason_of_recurrent(name: str) -> str:
 SCALE_OF_A_WEIGHT = "scale of a weight"
 ASSEMBLED = "written into another tensor in place"
 OF_ANOTHER_SHAPE = "computes a weight of another shape"
+LEFT = "left in an attribute"
 UNSUPPORTED = {
     **{name: _reason_of_recurrent(name) for name in FUSED},
     "addmm_": "addmm_ applies it in place",
@@ -101,6 +102,7 @@ UNSUPPORTED = {
     "cosine_similarity": "cosine_similarity compares with it",
     "cdist": "cdist compares with it",
     ASSEMBLED: "it is written into another tensor in place: put that together with torch.cat, stack or pad",
+    LEFT: "a call leaves what it computes of it in an attribute for the next: compute it in each call",
     OF_ANOTHER_SHAPE: "it computes a weight of another shape, as do others",
     "learned input of attention": "attention has it among its queries, keys or values",
 }

@@ -20,9 +20,9 @@ class Value:
     the value's order, None where that cannot be said. Where several were multiplied, they are those of the
     product, and `factors` has for each Parameter which of its own these were. `mixed` says that it is a
     weight which activations have scaled, `activation` that they took part, `written` that weights, or nothing
-    but activations, were written into it in place. `layers` are the last of those that made an activation of
-    Parameters and constants alone. `like` is a tensor without memory (on the meta device) of the value's
-    shape, where that is known.
+    but activations, were written into it in place, `left` that an earlier call computed it of weights.
+    `layers` are the last of those that made an activation of Parameters and constants alone. `like` is a
+    tensor without memory (on the meta device) of the value's shape, where that is known.
     """
 
     paths: frozenset[str] = frozenset()
@@ -30,6 +30,7 @@ class Value:
     mixed: bool = False
     activation: bool = False
     written: bool = False
+    left: bool = False
     layers: frozenset[str] = frozenset()
     factors: tuple[tuple[str, tuple[int, ...]], ...] = ()
     like: Tensor | None = field(default=None, compare=False, repr=False)

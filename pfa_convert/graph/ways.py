@@ -9,7 +9,7 @@ from __future__ import annotations
 import linecache
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -31,14 +31,27 @@ class Choices:
         self.taken: list[bool] = []
         self._way = way
         self._most = MOST_DECISIONS if may_choose else 0
+        self._repeated: Iterator[bool] | None = None
 
     def __call__(self) -> bool:
-        """Decide the next condition."""
+        """Decide the next condition.
+
+        Raises:
+            TraceError: if it cannot be decided, as one too many, or one that the call before did not ask.
+        """
+        if self._repeated is not None:
+            for taken in self._repeated:
+                return taken
+            raise TraceError(VALUES)
         index = len(self.taken)
         if index == self._most:
             raise TraceError(VALUES)
         self.taken.append(self._way[index] if index < len(self._way) else False)
         return self.taken[-1]
+
+    def repeat(self) -> None:
+        """Decide all again in the same way: a second call makes no more ways."""
+        self._repeated = iter(self.taken)
 
 
 @dataclass(frozen=True)
