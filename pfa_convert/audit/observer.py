@@ -195,7 +195,7 @@ class Observer(TorchDispatchMode):
             stack = Stack()
             way = stack.way(operand.tensor, operand.data, self._origins)
             product = Operand("other", operand.tensor, Data(Kind.LEARNED, scaled.parameters))
-            if way in (PLAIN, WITHOUT_GRADIENT):
+            if way != TWIN:
                 self._note(product, "mul, sum", True, way, stack.place(self._names))
 
     def _note(self, operand: Operand, operation: str, linear: bool, way: str, place: Place) -> None:

@@ -25,6 +25,8 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "linalg_solve_triangular": ("self", "B"),
     "linalg_lu_solve": ("LU", "B"),
     "cholesky_solve": ("self", "input2"),
+    "linalg_lstsq": ("self", "b"),
+    "ormqr": ("self", "input3"),
     "linalg_cross": ("self", "other"),
     "_trilinear": ("i1", "i2", "i3"),
     "bilinear": ("input1", "input2", "weight"),

@@ -8,7 +8,7 @@ are constants. A product of such a tensor with anything else applies the weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,16 @@ from pfa_convert.feedback.lookup import looked_up_in, takes_matrices
 from pfa_convert.feedback.own_functions import OwnFunctions
 from pfa_convert.feedback.products import Product, product_of
 from pfa_convert.feedback.repeat import repeatable
+from pfa_convert.feedback.written_out import dims_of, is_sum, written_out
+
+
+class _Call(NamedTuple):
+    """A call of a function that multiplies operands."""
+
+    function: Any
+    product: Product
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class FollowWeights(KnownTensors, TorchFunctionMode):
@@ -88,13 +98,25 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
                 self.forget_constant(args[0])  # a module for which this matters is not compiled
             return result
         product = product_of(func)
+        call = self._written_out(func, args, kwargs)
         if product is not None:
-            weights, multiplied = self._multiplied(product, args, kwargs)
+            call = _Call(func, product, args, kwargs)
+        if call is not None:
+            weights, multiplied = self._multiplied(call.product, call.args, call.kwargs)
             if weights and multiplied:
-                result = self.applied(func, product, weights, args, kwargs)
+                result = self.applied(call.function, call.product, weights, call.args, call.kwargs)
                 self.note(func, args, kwargs, result, learned, mixed=True)
                 return result
         return self._computed(func, product, args, kwargs, tensors, learned)
+
+    def _written_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
+        """Return the product whose terms a call sums, multiplied before; None if it does no such thing."""
+        terms = self.find(args[0]) if args and is_sum(func) else None
+        if terms is None or terms.multiplied is None:
+            return None
+        whole = terms.multiplied.summed(func, args, kwargs)
+        product = written_out(dims_of(args, kwargs))
+        return None if whole is None else _Call(whole, product, terms.multiplied.factors, {})
 
     def without_gradients(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the result of a call for which no gradient is recorded."""

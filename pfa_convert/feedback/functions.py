@@ -222,7 +222,7 @@ _LOOKUPS = frozenset(["getitem", "index_select", "embedding", "gather", "take", 
 def _names() -> dict[Any, str]:
     """Return the names of the functions that are told apart; a compiler knows functions, not names."""
     names: dict[Any, str] = {}
-    for name in _SHAPING | _ELEMENTWISE | _ADDING | _DRAWING | _NEW_VALUES | _LOOKUPS | _PROPERTIES:
+    for name in _SHAPING | _ELEMENTWISE | _ADDING | _DRAWING | _NEW_VALUES | _LOOKUPS | _OTHERS:
         for home in (torch, functional, operator, Tensor):
             for spelled in (name, f"__{name}__", f"{name}_"):
                 found = getattr(home, spelled, None)
@@ -233,7 +233,7 @@ def _names() -> dict[Any, str]:
     return names
 
 
-_PROPERTIES = frozenset(
+_OTHERS = frozenset(
     [
         "T",
         "mT",
@@ -249,6 +249,8 @@ _PROPERTIES = frozenset(
         "device",
         "ndim",
         "requires_grad",
+        "sum",
+        "mean",
     ]
 )
 _NAMES = _names()

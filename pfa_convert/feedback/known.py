@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pfa_convert.feedback.calls import replaced
 from pfa_convert.feedback.functions import drops_elements
 from pfa_convert.feedback.learned import Learned, Noted
+from pfa_convert.feedback.written_out import multiplied
 
 
 class KnownTensors:
@@ -114,6 +115,7 @@ class KnownTensors:
         for tensor, of_feedback in made_of:
             if isinstance(tensor, Tensor) and self._learned.find(tensor) is None:
                 made = Learned(tensor, mixed=mixed, recompute=of_feedback, direct=learned[0].direct)
+                made.multiplied = multiplied(func, args, kwargs, tensor)
                 self.describe(func, args, kwargs, learned, made)
                 self.remember(made)
 

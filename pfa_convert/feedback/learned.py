@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pfa_convert.feedback.written_out import Multiplied
+
 
 class Learned:
     """A tensor that is a Parameter, or computed from Parameters.
@@ -15,7 +17,8 @@ class Learned:
     `mixed` says that activations took part (a mixture of expert weights): then it is a weight only for a
     function that has it in a weight's place. `axes` are a Parameter's dimensions in the tensor's order,
     None where that cannot be said. `direct` is the feedback state of a weight whose error does not come
-    along `F` of its shape, but from the model's output.
+    along `F` of its shape, but from the model's output. `multiplied` is the call that multiplied a weight
+    element by element with something else, if a call made the tensor so.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Learned:
         self.axes = axes
         self.mixed = mixed
         self.direct = direct
+        self.multiplied: Multiplied | None = None
         self._recompute = recompute
         self._feedback: Tensor | None = None
 

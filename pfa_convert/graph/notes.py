@@ -19,10 +19,10 @@ class Notes:
     """What is known so far of the nodes of one or more graphs.
 
     `uses` has what a node does with Parameters, `values` what it computes, `parts` what it holds in which
-    place; `written` has what attributes are that something was written into, and `writes` says whether
-    that is of account for the weights; `unfinished` are the Parameters on their way to a use where a graph
-    ends too early. Only what is done with the Parameters of these paths counts,
-    where some were `handed`.
+    place; `written` has what attributes are that something was written into, `overwritten` are the
+    activations, and `writes` says whether that is of account for the weights; `unfinished` are the
+    Parameters on their way to a use where a graph ends too early. Only what is done with the Parameters of
+    these paths counts, where some were `handed`.
     """
 
     def __init__(self, handed: frozenset[str] | None) -> None:
@@ -30,6 +30,7 @@ class Notes:
         self.values: dict[fx.Node, Value] = {}
         self.parts: dict[fx.Node, Any] = {}
         self.written: dict[str, Value] = {}
+        self.overwritten: set[fx.Node] = set()
         self.writes = False
         self.unfinished: list[str] = []
         self.handed = handed
@@ -94,6 +95,9 @@ class Notes:
             self.values[written] = made
             if written.op == "get_attr":
                 self.written[str(written.target)] = made
+            written = written.args[0] if _is_view(written) else None
+        while isinstance(written, fx.Node):
+            self.overwritten.add(written)
             written = written.args[0] if _is_view(written) else None
         if isinstance(node.args[0], fx.Node):
             self.values[node] = self.values[node.args[0]]

@@ -20,11 +20,20 @@ from pfa_convert.feedback.functions import (
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.lookup import looked_up_in, takes_matrices
 from pfa_convert.feedback.products import Product, is_scale
+from pfa_convert.feedback.written_out import dims_of, is_multiplication, is_sum, written_out
 from pfa_convert.graph.computed import layout_of_factor, product_of_weights, result_like
 from pfa_convert.graph.nodes import attribute, function_of
 from pfa_convert.graph.notes import Notes
 from pfa_convert.graph.trace import is_plain_function
-from pfa_convert.graph.uses import ASSEMBLED, LEFT, SCALE_OF_A_WEIGHT, Applied, Generated, use_name
+from pfa_convert.graph.uses import (
+    ASSEMBLED,
+    LEFT,
+    SCALE_OF_A_WEIGHT,
+    TERMS_WRITTEN,
+    Applied,
+    Generated,
+    use_name,
+)
 from pfa_convert.graph.values import ACTIVATION, CONSTANT, Value, layers_of
 
 
@@ -37,6 +46,7 @@ class Results(Notes):
         super().__init__(handed)
         self._owner = owner
         self._without_gradients = without_gradients
+        self._multiplied: dict[fx.Node, list[Value]] = {}
 
     def _weights(self, function: Any, node: fx.Node, values: list[Value], note: bool) -> list[Value]:
         """Return those values, of all that make up a weight, which are weights; the others scale it."""
@@ -104,8 +114,16 @@ class Results(Notes):
         name = plain_name(function)
         if name in _NO_TENSORS or makes_new_values(function):
             return CONSTANT
+        terms = node.args[0] if node.args and is_sum(function) else None
+        if isinstance(terms, fx.Node) and terms in self._multiplied:
+            if terms not in self.overwritten:
+                return self.of_product(written_out(dims_of(node.args, node.kwargs)), terms)
+            self.writes = True
+            self.use(node, self._multiplied[terms], TERMS_WRITTEN)
         activation = any(value.activation for value in inputs)
         applied = bool(learned) and activation
+        if applied and is_multiplication(function) and len(node.args) == 2:
+            self._multiplied[node] = learned
         weights = self._weights(function, node, [value for value in inputs if value.paths], not applied)
         paths = frozenset(path for value in weights for path in value.paths)
         if applied:

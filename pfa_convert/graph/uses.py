@@ -88,21 +88,49 @@ def _reason_of_recurrent(name: str) -> str:
     return f"torch.{name} applies it inside one operation; {FUSED[name].format(kind)} has feedback"
 
 
+_OTHER_PRODUCTS = (
+    "vecdot",
+    "linalg_vecdot",
+    "vdot",
+    "addr",
+    "sparse_addmm",
+    "sspaddmm",
+    "_int_mm",
+    "_scaled_mm",
+    "scaled_mm",
+    "_scaled_grouped_mm",
+    "scaled_grouped_mm",
+    "linear_cross_entropy",
+    "linalg_solve",
+    "linalg_solve_ex",
+    "linalg_solve_triangular",
+    "linalg_tensorsolve",
+    "linalg_lu_solve",
+    "linalg_lstsq",
+    "cholesky_solve",
+    "lu_solve",
+    "ormqr",
+)
+"""Functions that are linear in a weight, or in its inverse, and that have no feedback."""
+
 SCALE_OF_A_WEIGHT = "scale of a weight"
 ASSEMBLED = "written into another tensor in place"
 OF_ANOTHER_SHAPE = "computes a weight of another shape"
 LEFT = "left in an attribute"
+TERMS_WRITTEN = "terms that are written to before they are summed"
 UNSUPPORTED = {
     **{name: _reason_of_recurrent(name) for name in FUSED},
     "addmm_": "addmm_ applies it in place",
     "addmv_": "addmv_ applies it in place",
     "addbmm_": "addbmm_ applies it in place",
     "baddbmm_": "baddbmm_ applies it in place",
-    "vecdot": "vecdot applies it",
+    **{name: f"{name.lstrip('_')} applies it" for name in _OTHER_PRODUCTS},
     "cosine_similarity": "cosine_similarity compares with it",
     "cdist": "cdist compares with it",
+    "pairwise_distance": "pairwise_distance compares with it",
     ASSEMBLED: "it is written into another tensor in place: put that together with torch.cat, stack or pad",
     LEFT: "a call leaves what it computes of it in an attribute for the next: compute it in each call",
+    TERMS_WRITTEN: "what it is multiplied with is written to before it is summed: mask the factors",
     OF_ANOTHER_SHAPE: "it computes a weight of another shape, as do others",
     "learned input of attention": "attention has it among its queries, keys or values",
 }
