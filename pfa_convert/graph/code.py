@@ -173,17 +173,20 @@ def _methods_of(kind: type[nn.Module]) -> Iterator[tuple[str, FunctionType]]:
 @cache
 def could_apply_weights(function: FunctionType) -> bool:
     """Follow the names in a function's code, and in the functions of other modules that it names."""
-    return any(name in PRODUCT_NAMES for name in _all_names(function, {}))
+    names = set(_all_names(function, {}))
+    return not names.isdisjoint(PRODUCT_NAMES) or names >= WRITTEN_OUT
 
 
 @cache
 def _names(code: CodeType) -> tuple[str, ...]:
-    """Return the names in a piece of code and in the functions within it; `matmul` where it has an `@`."""
+    """Return the names in a piece of code and in the functions within it, and those of `@` and `*`."""
     names = [*code.co_names]
     for instruction in dis.get_instructions(code):
         # An operator has no name; Python 3.10 has an instruction for it, later ones an argument.
         if instruction.opname.endswith("MATRIX_MULTIPLY") or instruction.argrepr in ("@", "@="):
             names.append("matmul")
+        elif instruction.opname.endswith("_MULTIPLY") or instruction.argrepr in ("*", "*="):
+            names.append("mul")
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             names += _names(constant)
@@ -193,3 +196,4 @@ def _names(code: CodeType) -> tuple[str, ...]:
 PRODUCT_NAMES = frozenset(
     {product.name for product in PRODUCTS.values()} - {"inner", "dot"}  # common names of attributes
 ) | {"multi_head_attention_forward", "deform_conv2d"}
+WRITTEN_OUT = frozenset(["mul", "sum"])

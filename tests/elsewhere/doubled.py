@@ -60,7 +60,9 @@ class Doubling:
         self._layers = set(layer_weights(model).values())
         self._parameters = set(model.parameters())
         self._known: dict[Any, frozenset[Tensor] | None] = {}
-        found = [(node, *use) for node in _nodes(outputs) for use in self._uses(node)]
+        nodes = _nodes(outputs)
+        self._terms = {terms for node in nodes if (terms := _terms(node)) is not None}
+        found = [(node, *use) for node in nodes for use in self._uses(node)]
         self.applied = {p for _, _, weight, _ in found for p in weight}
         self.unchanged: set[Tensor] = set(named)
         for _, _, weight, simple in found:
@@ -73,6 +75,7 @@ class Doubling:
     def _uses(self, node: Any) -> Iterator[tuple[list[int], frozenset[Tensor], bool]]:
         """Yield the edges to the error below, the weight's Parameters, and whether it is a view of one."""
         edges = OPERANDS.get(node.name(), (0, 1, 2, 3) if "DeformConv2d" in node.name() else ())
+        edges = (0, 1) if node in self._terms else edges
         operands = {i: node.next_functions[i][0] for i in edges if i < len(node.next_functions)}
         learned = {i: self._learned(below) for i, below in operands.items()}
         weights = [i for i, found in learned.items() if found]
@@ -119,6 +122,22 @@ class Doubling:
                 return False
             node = below[0]
         return True
+
+
+def _terms(node: Any) -> Any:
+    """Return the multiplication, element by element, whose terms a node sums over what both factors have."""
+    if not node.name().startswith(("SumBackward", "MeanBackward")):
+        return None
+    terms = node.next_functions[0][0]
+    if terms is None or terms.name() != "MulBackward0":
+        return None
+    factors = [factor for factor in (terms._saved_self, terms._saved_other) if factor is not None]
+    dimensions = max(factor.dim() for factor in factors)
+    summed = getattr(node, "_saved_dim", None) or range(dimensions)
+    shapes = [(1,) * (dimensions - factor.dim()) + tuple(factor.shape) for factor in factors]
+    # What counts from the last is saved as the number without a sign.
+    places = [dim - 2**64 + dimensions if dim >= 2**63 else dim for dim in summed]
+    return terms if any(all(shape[place] > 1 for shape in shapes) for place in places) else None
 
 
 def _double(edges: list[int]) -> Any:
