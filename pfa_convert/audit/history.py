@@ -11,17 +11,25 @@ from pfa_convert.audit.data import ACTIVATION, CONSTANT, Data, Kind
 from pfa_convert.feedback.direct import DirectPass
 from pfa_convert.feedback.pathway import FeedbackPass
 
+LOOKUPS = ("Embedding", "Index", "Gather", "Take")
+"""How the names of autograd's operations begin whose indices could be anything."""
+
+LONGEST = 1000
+"""The number of steps of a history that are looked at."""
+
 
 def data_left(tensor: Tensor, names: Mapping[Tensor, str]) -> Data:
     """Return what is known of a tensor that an earlier run left in an attribute.
 
-    It is a weight if it was computed from the named Parameters, but an activation (the state of a recurrent
-    network) if a layer with feedback took part; without a history it counts as a constant.
+    It is a weight if it was computed from the named Parameters alone, an activation (the state of a recurrent
+    network) if a layer with feedback took part, and counts as a constant where neither is certain: autograd
+    knows nothing of what has no gradient.
     """
     found: set[str] = set()
+    alone = True
     seen: set[Any] = set()
     waiting: list[Any] = [tensor.grad_fn]
-    while waiting:
+    while waiting and len(seen) < LONGEST:
         node = waiting.pop()
         if node is None or node in seen:
             continue
@@ -32,4 +40,6 @@ def data_left(tensor: Tensor, names: Mapping[Tensor, str]) -> Data:
         if leaf is not None and leaf in names:
             found.add(names[leaf])
         waiting += [edge for edge, _ in node.next_functions]
-    return Data(Kind.LEARNED, frozenset(found)) if found else CONSTANT
+        unknown = any(edge is None for edge, _ in node.next_functions)
+        alone = alone and not unknown and not node.name().startswith(LOOKUPS)
+    return Data(Kind.LEARNED, frozenset(found)) if found and alone and not waiting else CONSTANT

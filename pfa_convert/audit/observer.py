@@ -69,7 +69,8 @@ class Observer(TorchDispatchMode):
     Args:
         model: the model whose forward will run.
         parameters: the Parameters to follow, by name.
-        constants: tensors that are neither learned nor activations, unless an earlier run computed them.
+        constants: tensors that are neither learned nor activations.
+        left: tensors that an earlier run left, with a history.
         kept: tensors that the run must not change; `put_back` undoes what it did to them.
     """
 
@@ -79,7 +80,8 @@ class Observer(TorchDispatchMode):
         self,
         model: nn.Module,
         parameters: dict[str, Tensor],
-        constants: Sequence[Tensor],
+        constants: Iterable[Tensor],
+        left: Iterable[Tensor] = (),
         kept: Iterable[Tensor] = (),
     ) -> None:
         super().__init__()
@@ -88,8 +90,8 @@ class Observer(TorchDispatchMode):
         self._names = {module: name for name, module in model.named_modules()}
         self._origins = Origins(parameters, constants)
         names_of = {parameter: name for name, parameter in parameters.items()}
-        for left in (tensor for tensor in constants if tensor.grad_fn is not None):
-            self._origins.learn(left, data_left(left, names_of))
+        for tensor in left:
+            self._origins.learn(tensor, data_left(tensor, names_of))
         self._scaled: dict[tuple[str, int], _Scaled] = {}
         self._kept = {memory_of(tensor): tensor for tensor in kept}
         self._before: dict[tuple[str, int], Tensor] = {}

@@ -14,6 +14,10 @@ from torch.utils._pytree import tree_leaves
 from pfa_convert.audit.account import Account, draw_up
 from pfa_convert.audit.observer import Observer, Use
 from pfa_convert.feedback.weight import FeedbackWeight
+from pfa_convert.held import held
+
+MOST_HELD = 10_000
+"""So much of what a module's attributes hold is searched for tensors that an earlier run left."""
 
 
 def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
@@ -77,7 +81,8 @@ def _observe(model: nn.Module, training: bool, inputs: tuple[Any, ...], kwargs: 
     parameters = _parameters(model)
     given = [leaf for leaf in tree_leaves((inputs, kwargs)) if isinstance(leaf, Tensor)]
     constants = _constants(model, given)
-    observer = Observer(model, parameters, constants, [*parameters.values(), *constants, *given])
+    kept = [*parameters.values(), *constants, *given]
+    observer = Observer(model, parameters, constants, _with_history(model), kept)
     devices = sorted({t.device.index or 0 for t in parameters.values() if t.device.type == "cuda"})
     with (
         _attributes_kept(model),
@@ -117,11 +122,17 @@ def _constants(model: nn.Module, given: list[Tensor]) -> list[Tensor]:
         if isinstance(module, FeedbackWeight):
             found += module.parameters()
         for attributes in (module._buffers, vars(module)):
-            held = [v for v in attributes.values() if isinstance(v, Tensor | list | tuple | dict)]
-            leaves = [leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)]
+            containers = [v for v in attributes.values() if isinstance(v, Tensor | list | tuple | dict)]
+            leaves = [leaf for leaf in tree_leaves(containers) if isinstance(leaf, Tensor)]
             found += [leaf for leaf in leaves if not isinstance(leaf, nn.Parameter)]
     inputs = {id(tensor) for tensor in given}
     return [tensor for tensor in found if id(tensor) not in inputs]
+
+
+def _with_history(model: nn.Module) -> list[Tensor]:
+    """Return the tensors of which autograd knows how an earlier run, which left them, computed them."""
+    values = (value for module in model.modules() for value in held(vars(module).values(), MOST_HELD))
+    return [value for value in values if isinstance(value, Tensor) and value.grad_fn is not None]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pfa_convert.feedback.parametrized import raw_weight
 from pfa_convert.feedback.products import product_of
 from pfa_convert.graph.arguments import applies_argument
 from pfa_convert.graph.computed import without_memory
-from pfa_convert.graph.handed import arguments_of, merged, part_of, record_of, returned
+from pfa_convert.graph.handed import arguments_of, merged, outputs, part_of, record_of
 from pfa_convert.graph.layers import own_layer
 from pfa_convert.graph.nodes import function_of
 from pfa_convert.graph.notes import Notes
@@ -66,17 +66,13 @@ class _Flow(Results):
 
     def read(self, graph: fx.Graph) -> list[Any]:
         """Visit all nodes of a graph; return what its result holds, in a list, if there is one."""
-        next_call = False
         for node in graph.nodes:
-            if node.meta.get("next_call", False) is not next_call:
-                next_call = True
-                self.leave()
             self.uses[node] = []
             self.values[node] = self._value(node)
             self.write(node)
         if not any(node.op == "output" for node in graph.nodes):
             self.note_unfinished(graph)
-        return [self.structure(result) for result in returned(graph)]
+        return [self.structure(output.args[0], output) for output in outputs(graph)]
 
     def _value(self, node: fx.Node) -> Value:
         """Note what a node does with Parameters, and return what it computes."""
@@ -85,7 +81,7 @@ class _Flow(Results):
         if node.op == "get_attr":
             written = self.written.get(str(node.target))
             return written or self._read(joined(self._inside, str(node.target)))
-        inputs = [self.values[n] for n in node.all_input_nodes]
+        inputs = [self.given(node, n) for n in node.all_input_nodes]
         learned = [value for value in inputs if value.learned]
         if node.op == "output":
             return CONSTANT
@@ -95,7 +91,7 @@ class _Flow(Results):
         product = product_of(function)
         record = record_of(node)
         if record is not None:
-            return self.hold(node, self.structure(record))
+            return self.hold(node, self.structure(record, node))
         if node.args and isinstance(node.args[0], fx.Node):
             part = part_of(self.parts.get(node.args[0]), node)
             if part is not None:
@@ -106,7 +102,9 @@ class _Flow(Results):
             return self.of_product(product, node)
         if is_plain_function(function) and learned and any(value.activation for value in inputs):
             given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
-            self._enter(node, function, self.structure(given), f"goes into {function.__name__}()", function)
+            self._enter(
+                node, function, self.structure(given, node), f"goes into {function.__name__}()", function
+            )
             return ACTIVATION
         return self.of_function(function, node, learned, inputs)
 
@@ -129,7 +127,7 @@ class _Flow(Results):
         module = self._owner.get_submodule(path)
         if isinstance(module, ParametrizationList):
             return self._parametrized(node, path)
-        given = leaves(self.structure((node.args, node.kwargs)))
+        given = leaves(self.structure((node.args, node.kwargs), node))
         learned = [value for value in given if value.learned]
         activation = any(value.activation for value in given)
         closed = own_layer(module) is not None or isinstance(module, torch.jit.ScriptModule)
@@ -163,7 +161,7 @@ class _Flow(Results):
     def _follow(self, node: fx.Node, module: nn.Module, path: str) -> Value:
         """Note what a child does with the weights it is handed, and return what it makes of them."""
         trace = self._trace(module, node)
-        given = self.structure(arguments_of(module, node))
+        given = self.structure(arguments_of(module, node), node)
         handed = whole(given)
         counting = handed.paths if self.handed is None else self.handed
         without = self._without_gradients or node.meta.get("without_gradients", False)

@@ -67,9 +67,9 @@ def _field(held: Any, name: Any) -> Any:
     return getattr(held, name) if name in getattr(held, "_fields", ()) else None
 
 
-def returned(graph: fx.Graph) -> list[Any]:
-    """Return the result of a graph, in a list that is empty where an error ended its tracing."""
-    return [node.args[0] for node in graph.nodes if node.op == "output"]
+def outputs(graph: fx.Graph) -> list[fx.Node]:
+    """Return the node of a graph's result, in a list that is empty where an error ended its tracing."""
+    return [node for node in graph.nodes if node.op == "output"]
 
 
 def merged(results: list[Any]) -> Any:

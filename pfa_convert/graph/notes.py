@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import fx
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_map_only
 
 from pfa_convert.feedback.functions import changes_in_place, is_view
 from pfa_convert.graph.nodes import function_of
@@ -35,9 +34,9 @@ class Notes:
         self.unfinished: list[str] = []
         self.handed = handed
 
-    def structure(self, argument: Any) -> Any:
-        """Return an argument with the values of its nodes in their places."""
-        return map_arg(argument, lambda node: self.parts.get(node, self.values[node]))
+    def structure(self, argument: Any, user: fx.Node) -> Any:
+        """Return an argument of a node, with the values of others in their places."""
+        return map_arg(argument, lambda node: self.parts.get(node, self.given(user, node)))
 
     def hold(self, node: fx.Node, structure: Any) -> Value:
         """Note what a node holds in which place, and return what is in any of them."""
@@ -48,16 +47,11 @@ class Notes:
         """Say whether a value comes from a Parameter whose uses are asked for."""
         return self.handed is None or not self.handed.isdisjoint(value.paths)
 
-    def leave(self) -> None:
-        """Note that a call is over: what it computed of weights, only an attribute can give to the next."""
-
-        def left(value: Value) -> Value:
-            return replace(value, left=True) if value.learned else value
-
-        for node, value in self.values.items():
-            if node.op != "get_attr":
-                self.values[node] = left(value)
-        self.parts = tree_map_only(Value, left, self.parts)
+    def given(self, node: fx.Node, entry: fx.Node) -> Value:
+        """Return the value of a node that another is given; what an earlier call computed, it has left."""
+        value = self.values[entry]
+        earlier = entry.meta.get("call", 0) < node.meta.get("call", 0)
+        return replace(value, left=True) if earlier and value.learned and entry.op != "get_attr" else value
 
     def use(self, node: fx.Node, learned: list[Value], use: str, inside: Any = None) -> None:
         """Note a use of all the Parameters that values come from, perhaps `inside` an untraced function."""

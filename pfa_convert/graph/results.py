@@ -66,7 +66,7 @@ class Results(Notes):
         generated = CONSTANT
         for index, slot in enumerate(product.slots(node.args, node.kwargs)):
             operand = at(slot, node.args, node.kwargs)
-            value = self.values.get(operand, CONSTANT) if isinstance(operand, fx.Node) else CONSTANT
+            value = self.given(node, operand) if isinstance(operand, fx.Node) else CONSTANT
             if value.learned or (value.mixed and index == product.weight):
                 weights.append((index, value))
             else:
@@ -76,7 +76,7 @@ class Results(Notes):
         if not any(value.activation for value in others):
             like = result_like(function_of(node), node, self.values)
             made = product_of_weights(product, node, [value for _, value in weights], like)
-            return replace(made, left=any(value.left for _, value in weights))
+            return replace(made, left=bool(weights) and all(value.left for _, value in weights))
         if node.meta.get("without_gradients") or self._without_gradients:
             self.use(node, [value for _, value in weights], "applied without gradients")
             return ACTIVATION
@@ -148,7 +148,7 @@ class Results(Notes):
                 axes = axes_after(name, node.args[1:], dict(node.kwargs), axes, size) if known else None
             # Else it is perhaps one of several, as of `W.chunk(3)`.
             factors = weights[0].factors if len(weights) == 1 else ()
-            written, left = any(value.written for value in learned), any(value.left for value in learned)
+            written, left = any(value.written for value in learned), all(value.left for value in learned)
             return Value(paths, axes, written=written, left=left, factors=factors, like=like)
         if paths and keeps_mixtures(function):
             return Value(paths, mixed=True, activation=True)

@@ -15,9 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from pfa_convert.graph.sites import plain_class
+from pfa_convert.held import held
+
+MOST_HELD = 1000
+"""So much of what a module's attributes hold is searched for what a tracing left there."""
 
 
 @dataclass
@@ -82,8 +85,8 @@ class StandIn:
 
 def holds_traced(module: nn.Module) -> bool:
     """Say whether a stand-in's attributes hold something that was computed while tracing."""
-    held = [value for name, value in vars(module).items() if name not in INTERNAL]
-    return any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(held))
+    attributes = [value for name, value in vars(module).items() if name not in INTERNAL]
+    return any(isinstance(value, fx.Proxy) for value in held(attributes, MOST_HELD))
 
 
 class _Memo(dict[int, Any]):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import operator
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,11 @@ from pfa_convert.graph.sites import of_torch
 from pfa_convert.graph.standin import StandIn, holds_traced
 from pfa_convert.graph.traced_value import SIZE, TracedValue, is_one_size, sizes_of
 from pfa_convert.graph.ways import MOST_WAYS, VALUES, Choices, Traced, follow_ways
+
+NEXT_CALLS = 3
+"""So many calls are traced after one that leaves something in an attribute: a state, or those before it."""
+
+_TRACING = (str(Path(fx.__file__).parent), str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,10 @@ class _OwnForward(fx.Tracer):
         named = [*root.named_buffers(remove_duplicate=False), *root.named_parameters(remove_duplicate=False)]
         self._tensors_by_id = {id(tensor): name for name, tensor in reversed(named)}
         self._read: dict[str, fx.Proxy] = {}
-        self._next_call = False
+        self._number = 0
 
     def run(self, method: Callable[..., Any]) -> None:
-        """Trace one call of a method, and where that leaves a state for the next one, a second."""
+        """Trace a call of a method, and those after it."""
         with symbolic_trace._new_patcher() as patcher:
             # Functions that a user or timm keeps out of tracing become nodes, where they are given a proxy.
             symbolic_trace._patch_wrapped_functions(patcher)
@@ -113,13 +118,23 @@ class _OwnForward(fx.Tracer):
                 symbolic_trace._autowrap_check(patcher, namespace, self._autowrap_function_ids)
             args, kwargs = self._arguments(parameters_of(method))
             result = method(self.root, *args, **kwargs)
-            if any(map(holds_traced, self.root.modules())):  # which the next call may use
-                self._next_call = True
-                self._choices.repeat()
-                with suppress(Exception):  # the first call could be followed, and is what counts then
-                    args, kwargs = self._arguments(parameters_of(method))
-                    result = method(self.root, *args, **kwargs)
+            result = self._next_calls(method, result)
         self.create_node("output", "output", (self.create_arg(result),), {})
+
+    def _next_calls(self, method: Callable[..., Any], result: Any) -> Any:
+        """Trace the next calls where one leaves something for them; return the result of the last one."""
+        for number in range(1, NEXT_CALLS + 1):
+            if not any(map(holds_traced, self.root.modules())):
+                break
+            self._number = number
+            self._choices.repeat()
+            try:
+                args, kwargs = self._arguments(parameters_of(method))
+                result = method(self.root, *args, **kwargs)
+            except Exception:  # the first call could be followed
+                self._number = number - 1
+                break
+        return result
 
     def _arguments(self, parameters: tuple[inspect.Parameter, ...]) -> tuple[list[Any], dict[str, Any]]:
         """Return a placeholder for each traced argument, and the values of the others."""
@@ -165,7 +180,7 @@ class _OwnForward(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Say what a condition on a traced value is taken for on this way."""
-        return self._choices()
+        return self._choices(_asking(), obj.node.target is operator.eq)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Return what a forward goes through where it goes through all the sizes of a value."""
@@ -187,7 +202,7 @@ class _OwnForward(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         plainly = torch.is_grad_enabled() or inside_reentrant_checkpointing()
         node.meta["without_gradients"] = not plainly
-        node.meta["next_call"] = self._next_call
+        node.meta["call"] = self._number if self._call.training else 0  # weights are kept for evaluation
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -199,6 +214,14 @@ class _OwnForward(fx.Tracer):
         if isinstance(a, Tensor) and a._base is not None:
             return super().create_arg(a._base)  # what is written into a view is written into this
         return super().create_arg(a)
+
+
+def _asking() -> Any:
+    """Return the place in the user's code, or in a library's, that asks for a condition."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_TRACING):
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
 
 
 def _searched() -> Iterator[dict[str, Any]]:

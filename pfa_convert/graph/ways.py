@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import linecache
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 from torch.fx.proxy import TraceError
@@ -31,18 +32,25 @@ class Choices:
         self.taken: list[bool] = []
         self._way = way
         self._most = MOST_DECISIONS if may_choose else 0
-        self._repeated: Iterator[bool] | None = None
+        self._asked: list[Any] = []
+        self._repeated: defaultdict[Any, deque[bool]] | None = None
 
-    def __call__(self) -> bool:
+    def __call__(self, where: Any = None, likely: bool = False) -> bool:
         """Decide the next condition.
 
+        Args:
+            where: tells the place in the code that asks.
+            likely: what a condition is taken for in a next call, if the first did not ask it.
+
         Raises:
-            TraceError: if it cannot be decided, as one too many, or one that the call before did not ask.
+            TraceError: if it is one too many.
         """
         if self._repeated is not None:
-            for taken in self._repeated:
-                return taken
-            raise TraceError(VALUES)
+            self._most -= 1
+            if self._most < 0:
+                raise TraceError(VALUES)
+            return self._repeated[where].popleft() if self._repeated[where] else likely
+        self._asked.append(where)
         index = len(self.taken)
         if index == self._most:
             raise TraceError(VALUES)
@@ -50,8 +58,11 @@ class Choices:
         return self.taken[-1]
 
     def repeat(self) -> None:
-        """Decide all again in the same way: a second call makes no more ways."""
-        self._repeated = iter(self.taken)
+        """Decide all again as in the first call, place by place: a next call makes no more ways."""
+        self._most = MOST_DECISIONS
+        self._repeated = defaultdict(deque)
+        for where, taken in zip(self._asked, self.taken, strict=False):
+            self._repeated[where].append(taken)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,36 @@ class InAChild(InAnAttribute):
         return self.memory.state
 
 
-@pytest.mark.parametrize("kind", [InAnAttribute, InABuffer, InAList, InAChild])
+class InAnObject(InAnAttribute):
+    """A cache of the user's own class, in a list of them."""
+
+    class Cache:
+        state = None
+
+    def __init__(self):
+        super().__init__()
+        self.caches = [InAnObject.Cache()]
+
+    def forward(self, x):
+        self.state = self.caches[0].state
+        self.caches[0].state = super().forward(x)
+        return self.caches[0].state
+
+
+class Checked(InAnAttribute):
+    """Begins again where the batch has another size, as the code of recurrent networks does."""
+
+    def forward(self, x):
+        if self.state is None or self.state.shape[0] != x.shape[0] or self.state.device != x.device:
+            self.state = x.new_zeros(x.shape[0], 4)
+        assert self.state.shape[0] == x.shape[0]
+        return super().forward(x)
+
+
+STATES = [InAnAttribute, InABuffer, InAList, InAChild, InAnObject, Checked]
+
+
+@pytest.mark.parametrize("kind", STATES)
 def test_a_state_has_the_formulas_error_from_one_call_to_the_next(kind):
     model = convert(kind().double(), "fa", strict=True)
     assert [site.name for site in model.conversion.sites] == ["inward", "recurrent"]
@@ -131,21 +160,144 @@ class Prepared(nn.Module):
         return x @ self.K
 
 
-def test_a_computed_weight_that_is_kept_for_the_next_call_is_named():
-    model = convert(Kept(), "fa")
-    (skipped,) = model.conversion.skipped
+class InEvaluation(Kept):
+    """Computes its weight once while it is evaluated."""
+
+    def forward(self, x):
+        if self.training:
+            self.K = None
+            return x @ (self.W - self.W.mean()).t()
+        return super().forward(x)
+
+
+class Normalized(nn.Module):
+    """Spectral norm by hand: one step of power iteration in each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("u", torch.randn(4))
+
+    def forward(self, x):
+        with torch.no_grad():
+            v = nn.functional.normalize(self.W.t() @ self.u, dim=0)
+            self.u = nn.functional.normalize(self.W @ v, dim=0)
+        return x @ (self.W / (self.u @ self.W @ v))
+
+
+class Masked(Kept):
+    """Decides once which elements count."""
+
+    def forward(self, x):
+        if self.K is None:
+            self.K = (self.W.detach().abs() > 0.1).float()
+        return nn.functional.linear(x, self.W * self.K)
+
+
+class Quantised(nn.Module):
+    """Hands its weight to a module that keeps the range of what it saw, and the last result."""
+
+    class Range(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = None
+            self.register_buffer("most", torch.zeros(()))
+
+        def forward(self, w):
+            if self.last is not None and self.last.shape != w.shape:
+                raise ValueError
+            with torch.no_grad():
+                self.most = torch.maximum(self.most, w.abs().max())
+            self.last = torch.clamp(w / self.most, -1, 1) * self.most
+            return self.last
+
+    def __init__(self):
+        super().__init__()
+        self.W, self.range = nn.Parameter(torch.randn(4, 4)), Quantised.Range()
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.range(self.W))
+
+
+@pytest.mark.parametrize("kind", [InEvaluation, Normalized, Masked, Quantised])
+def test_what_else_a_weight_meets_may_be_kept(kind):
+    (site,) = convert(kind(), "fa", strict=True).conversion.sites
+    assert site.name == "W"
+
+
+class Delayed(InAnAttribute):
+    """Its weight meets what came three steps before."""
+
+    def __init__(self):
+        super().__init__()
+        self.past = []
+
+    def forward(self, x):
+        h = self.inward(x)
+        y = h + self.past[-3] @ self.recurrent if len(self.past) >= 3 else h
+        self.past = [*self.past[-2:], h]
+        return y
+
+
+def test_a_state_may_be_needed_some_calls_later():
+    assert [s.name for s in convert(Delayed(), "fa", strict=True).conversion.sites] == ["inward", "recurrent"]
+
+
+def test_containers_may_hold_themselves():
+    model = InAChild()
+    model.memory.table = {"entries": []}
+    model.memory.table["entries"].append(model.memory.table)
+    assert len(convert(model, "fa").conversion.sites) == 2
+
+
+class KeptInAnObject(Kept):
+    """Keeps it in an object of a class of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache = InAnObject.Cache()
+
+    def forward(self, x):
+        if self.cache.state is None:
+            self.cache.state = self.W - self.W.mean()
+        return x @ self.cache.state
+
+
+@pytest.mark.parametrize("kind", [Kept, KeptInAnObject])
+def test_a_computed_weight_that_is_kept_for_the_next_call_is_named(kind):
+    (skipped,) = convert(kind(), "fa").conversion.skipped
     assert skipped.name == "W" and skipped.reason.startswith("a call leaves what it computes of it")
     with pytest.raises(UserError, match="W"):
-        convert(Kept(), "fa", strict=True)
+        convert(kind(), "fa", strict=True)
 
 
-@pytest.mark.parametrize("kind", [Kept, Prepared])
+@pytest.mark.parametrize("kind", [Kept, KeptInAnObject, Prepared])
 def test_verify_knows_a_weight_that_was_computed_before(kind):
     model, x = convert(kind(), "fa"), torch.randn(2, 4)
-    if kind is Kept:
-        assert verify(model, x).balanced
-        model(x)
-    else:
+    if kind is Prepared:
         model.prepare()
+    else:
+        model(x)
     (entry,) = verify(model, x).unaccounted
     assert entry.name == "W" and "mm (mat2) applies it without feedback" in entry.what
+
+
+class Remembers(nn.Module):
+    """Attends to what it made of the tokens before: a table, a norm and positions have weights, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Embedding(9, 4), nn.LayerNorm((3, 4))
+        self.positions, self.before = nn.Parameter(torch.randn(3, 4)), None
+
+    def forward(self, tokens):
+        h = self.norm(self.table(tokens) + self.positions)
+        memory = h if self.before is None else self.before
+        self.before = h
+        return torch.softmax(h @ memory.mT, -1) @ memory
+
+
+def test_verify_takes_no_memory_for_a_weight():
+    model, tokens = convert(Remembers(), "fa"), torch.randint(9, (2, 3))
+    model(tokens)
+    assert verify(model, tokens).balanced
