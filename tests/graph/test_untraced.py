@@ -279,7 +279,7 @@ class CutShort(nn.Module):
     def forward(self, x, index):
         x = (x + self.table) * self.gain.t()
         weight = self.choose(self, x, index)
-        longest = int(x.sum(-1).abs().argmax())
+        longest = int(x.amax(-1).argmax())
         return torch.einsum("bio,bi->bo", weight, x) * (longest + 1)
 
 

@@ -453,6 +453,7 @@ class Masked(nn.Module):
 
 
 def test_a_mask_that_is_written_costs_no_break_in_a_compiled_graph():
+    torch.compiler.reset()
     model = convert(Masked(), "fa", strict=True)
     numbers = torch.randint(0, 10, (2, 5))
     torch.compile(model, backend="aot_eager", fullgraph=True)(numbers).sum().backward()

@@ -57,7 +57,6 @@ def test_the_error_goes_through_the_feedback_weight(name):
 @pytest.mark.parametrize("rule", ["fa", "pfa"])
 @pytest.mark.parametrize("name", ["attention of a graph", "outputs"])
 def test_compiled_it_is_the_same(name, rule):
-    torch.compiler.reset()
     model = convert(WrittenOut(*FORMS[name]).double(), rule)
     assert_compiled_is_eager(model, torch.randn(6, 5).double(), fullgraph=True)
 
