@@ -295,7 +295,7 @@ def test_a_weight_that_was_on_its_way_where_tracing_ended_is_skipped_with_the_li
     model = CutShort(CHOSEN[name])
     report = convert(model, "fa").conversion
     (skipped,) = report.skipped
-    assert skipped.name == "W" and "longest = int(x.sum(-1)" in skipped.reason
+    assert skipped.name == "W" and "longest = int(x.amax(-1)" in skipped.reason
     assert [(other.name, other.use) for other in report.others] == [("table", "added"), ("gain", "scale")]
     with pytest.raises(UserError, match="argmax"):
         convert(model, "fa", strict=True)
