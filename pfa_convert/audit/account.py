@@ -119,7 +119,7 @@ def draw_up(
     entries = []
     for name, parameter in parameters.items():
         mine = by_parameter[name]
-        if parameter.dim() < 2:
+        if parameter.dim() < 2 and name not in claims.rules:
             mine = [use for use in mine if use.linear and "sum" not in use.operation]
             mine = (
                 mine if any(use.way in (PLAIN, FEEDBACK) and len(use.parameters) == 1 for use in mine) else []

@@ -68,6 +68,19 @@ def dims_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[int] | None
     return [dims] if isinstance(dims, int) else dims or None
 
 
+def may_sum_over(shape: Sequence[int] | None, dims: Sequence[int] | None) -> bool:
+    """Say whether a sum can be over a dimension that an operand has more than once.
+
+    Counted from the first, a dimension could be any of an operand's, but for one of a single dimension: that
+    is the last, which nobody counts so.
+    """
+    if shape is None or dims is None:
+        return shape is None or any(size > 1 for size in shape)
+    if not all(isinstance(dim, int) and dim < 0 for dim in dims):
+        return len(shape) > 1 and any(size > 1 for size in shape)
+    return any(-len(shape) <= dim and shape[dim] > 1 for dim in dims)
+
+
 def written_out(dims: Sequence[int] | None) -> Product:
     """Return the product whose terms are summed over these dimensions."""
     return Product("mul().sum", ((0, "input"), (1, "other")), partial(_roles, dims))

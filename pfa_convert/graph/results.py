@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
@@ -20,7 +20,7 @@ from pfa_convert.feedback.functions import (
 from pfa_convert.feedback.layout import WeightLayout
 from pfa_convert.feedback.lookup import looked_up_in, takes_matrices
 from pfa_convert.feedback.products import Product, is_scale
-from pfa_convert.feedback.written_out import dims_of, is_multiplication, is_sum, written_out
+from pfa_convert.feedback.written_out import dims_of, is_multiplication, is_sum, may_sum_over, written_out
 from pfa_convert.graph.computed import layout_of_factor, product_of_weights, result_like
 from pfa_convert.graph.nodes import attribute, function_of
 from pfa_convert.graph.notes import Notes
@@ -115,11 +115,13 @@ class Results(Notes):
         if name in _NO_TENSORS or makes_new_values(function):
             return CONSTANT
         terms = node.args[0] if node.args and is_sum(function) else None
-        if isinstance(terms, fx.Node) and terms in self._multiplied:
+        dims = dims_of(node.args, node.kwargs)
+        multiplied = self._multiplied.get(terms, []) if isinstance(terms, fx.Node) else []
+        if any(may_sum_over(None if v.like is None else v.like.shape, dims) for v in multiplied):
             if terms not in self.overwritten:
-                return self.of_product(written_out(dims_of(node.args, node.kwargs)), terms)
+                return self.of_product(written_out(dims), cast(fx.Node, terms))
             self.writes = True
-            self.use(node, self._multiplied[terms], TERMS_WRITTEN)
+            self.use(node, multiplied, TERMS_WRITTEN)
         activation = any(value.activation for value in inputs)
         applied = bool(learned) and activation
         if applied and is_multiplication(function) and len(node.args) == 2:

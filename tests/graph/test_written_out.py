@@ -18,6 +18,7 @@ FORMS = {
     "mean": ((3, 4), lambda x, W: (x * W).mean(-1)),
     "all": ((3, 4), lambda x, W: (x * W).sum()),
     "outputs": ((5, 3, 4), lambda x, W: (x[:, None] * W).sum((-2, -1))),
+    "a vector": ((4,), lambda x, W: (x * W).sum(-1)),
     "a computed weight": ((4, 3), lambda x, W: (x * (W - W.mean()).t()).sum(-1)),
     "views of the terms are read": ((3, 4), lambda x, W: (p := x * W, p[0])[0].sum(-1)),
 }
@@ -75,6 +76,7 @@ SCALES = {
     "not summed over": ((3, 1), lambda x, W: (x * W).sum(-1)),
     "summed later": ((3, 4), lambda x, W: torch.relu(x * W).sum(-1)),
     "of one input": ((3, 4), lambda x, W: (x[..., :1] * W).sum(-1)),
+    "a gain": ((4,), lambda x, W: (x * W).mean(1)),
 }
 
 
@@ -85,6 +87,7 @@ def test_what_sums_over_nothing_shared_is_a_scale(name):
     model = convert(plain, "fa")
     for one in (plain, model):
         one(x).pow(2).sum().backward()
+    assert name == "of one input" or [site.name for site in model.conversion.sites] == ["below"]
     below = model.below.weight.grad, plain.below.weight.grad
     assert relative_error(*below) <= EXACT and verify(model, x).balanced
 
