@@ -86,7 +86,8 @@ class StandIn:
 def holds_traced(module: nn.Module) -> bool:
     """Say whether a stand-in's attributes hold something that was computed while tracing."""
     attributes = [value for name, value in vars(module).items() if name not in INTERNAL]
-    return any(isinstance(value, fx.Proxy) for value in held(attributes, MOST_HELD))
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    return any(isinstance(value, fx.Proxy) for value in (*tensors, *held(attributes, MOST_HELD)))
 
 
 class _Memo(dict[int, Any]):

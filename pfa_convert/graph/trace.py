@@ -200,6 +200,11 @@ class _OwnForward(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Return a node that remembers whether gradients are recorded where it stands, and in which call."""
         node = super().create_node(*args, **kwargs)
+        if any(entry.graph is not self.graph for entry in node.all_input_nodes):
+            self.graph.erase_node(node)
+            raise TraceError(
+                "it meets what an earlier call left where no other is told: outside of all modules"
+            )
         plainly = torch.is_grad_enabled() or inside_reentrant_checkpointing()
         node.meta["without_gradients"] = not plainly
         node.meta["call"] = self._number if self._call.training else 0  # weights are kept for evaluation

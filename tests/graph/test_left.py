@@ -1,5 +1,7 @@
 """What a call leaves in an attribute for the next: a state is an activation, a computed weight is refused."""
 
+import functools
+
 import pytest
 import torch
 from harness import EXACT, feedback_of, relative_error
@@ -248,6 +250,53 @@ def test_containers_may_hold_themselves():
     model.memory.table = {"entries": []}
     model.memory.table["entries"].append(model.memory.table)
     assert len(convert(model, "fa").conversion.sites) == 2
+
+
+class Moved(nn.Module):
+    """A method of its own puts something else in the place of a child's Parameter."""
+
+    class Child(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.W = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            return x @ self.W
+
+    def __init__(self):
+        super().__init__()
+        self.child = Moved.Child()
+
+        self.own = nn.Parameter(torch.randn(4, 4))
+
+    def move(self, w):
+        self.child._parameters["W"] = w.float()
+
+    def added(self, x):
+        return self.child.W + x
+
+    def forward(self, x):
+        return self.child(x)
+
+
+class Memoised(nn.Module):
+    """Remembers what it computed of its weight, outside of the module."""
+
+    def __init__(self):
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(4, 4))
+
+    @functools.lru_cache  # noqa: B019
+    def centred(self):
+        return self.W - self.W.mean()
+
+    def forward(self, x):
+        return x @ self.centred()
+
+
+def test_what_one_trace_left_does_not_get_into_another():
+    assert [site.name for site in convert(Moved(), "fa").conversion.sites] == ["child.W"]
+    assert [site.name for site in convert(Memoised(), "fa").conversion.sites] == ["W"]
 
 
 class KeptInAnObject(Kept):
