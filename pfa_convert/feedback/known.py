@@ -51,7 +51,11 @@ class KnownTensors:
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Say whether a tensor is neither learned by feedback nor an activation."""
-        return isinstance(tensor, nn.Parameter) or self._constants.find(tensor) is not None
+        return isinstance(tensor, nn.Parameter) or self.is_noted_constant(tensor)
+
+    def is_noted_constant(self, tensor: Tensor) -> bool:
+        """Say whether a tensor was given as a constant, or computed from constants."""
+        return self._constants.find(tensor) is not None
 
     def is_of_parameter(self, tensor: Tensor) -> bool:
         """Say whether a tensor shares its memory with a Parameter that is followed."""

@@ -36,11 +36,14 @@ from pfa_convert.feedback.weight import FeedbackWeight
 def run_redirected(
     function: Callable[..., Any],
     weights: Sequence[tuple[nn.Parameter, FeedbackWeight]],
-    constants: Sequence[Tensor],
+    constants: Sequence[Tensor] | None,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Return `function(*args, **kwargs)`; where it applies one of the weights, it does so with feedback."""
+    """Return `function(*args, **kwargs)`; where it applies one of the weights, it does so with feedback.
+
+    A layer has no `constants`: whatever it is given is a signal, learned queries too.
+    """
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     redirect = Redirect(weights, constants)
@@ -59,20 +62,23 @@ class Redirect(FollowWeights):
     """
 
     def __init__(
-        self, weights: Sequence[tuple[nn.Parameter, FeedbackWeight]], constants: Sequence[Tensor]
+        self, weights: Sequence[tuple[nn.Parameter, FeedbackWeight]], constants: Sequence[Tensor] | None
     ) -> None:
-        super().__init__([RawWeight(weight, feedback) for weight, feedback in weights], constants)
+        super().__init__([RawWeight(weight, feedback) for weight, feedback in weights], constants or ())
         self._again = weights, constants
+        self._of_layer = constants is None
         self._outside = checkpoint_frame()
         self._around = _active()
 
     def find(self, tensor: Any) -> Learned | None:
         """Return what is known of a tensor that is learned, by the forward around or here."""
-        found = None if self._around is None else self._around.find(tensor)
+        found = None if self._around is None or self._of_layer else self._around.find(tensor)
         return super().find(tensor) if found is None else found
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Say whether a tensor is neither learned by feedback nor an activation, here or around."""
+        if self._of_layer:
+            return self.is_noted_constant(tensor)
         return super().is_constant(tensor) or (self._around is not None and self._around.is_constant(tensor))
 
     def change(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

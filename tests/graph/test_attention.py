@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from handed import sent
 from harness import EXACT, feedback_of, relative_error
 from torch import nn
 from torch.nn import functional
 
-from pfa_convert import convert
+from pfa_convert import convert, verify
 from pfa_convert.comparison import forward_difference
 
 ATTENTIONS = [
@@ -105,3 +106,41 @@ def test_attention_that_a_forward_calls_as_a_function_has_its_projections_feedba
     assert relative_error(model.out.weight.grad, plain.out.weight.grad) <= EXACT
     # The error of the packed weight has come down through the output's feedback weight.
     assert relative_error(model.packed.grad, twin.packed.grad) <= EXACT
+
+
+class Pooling(nn.Module):
+    """Learned queries attend to a signal, in a model that applies a weight of its own after it."""
+
+    def __init__(self, normed):
+        super().__init__()
+        self.below, self.norm = nn.Linear(8, 8), nn.LayerNorm(8) if normed else nn.Identity()
+        self.query, self.attention = nn.Parameter(torch.randn(3, 8)), nn.MultiheadAttention(8, 2)
+        self.out = nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x):
+        h = self.below(x)
+        return self.attention(self.norm(self.query), h, h, need_weights=False)[0] @ self.out
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_learned_queries_have_the_projections_feedback_too(normed):
+    model = convert(Pooling(normed).double(), "fa", strict=True)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    delta = torch.randn(3, 4, dtype=torch.float64)
+    model(x).backward(delta)
+
+    layer, h = model.attention, model.below(x).detach().requires_grad_()
+    query = model.norm(model.query).detach().requires_grad_()
+    F = feedback_of(layer, "in_proj_weight").feedback_weight(layer.in_proj_weight).detach()
+    projections = zip((query, h, h), layer.in_proj_weight.chunk(3), F.chunk(3), strict=True)
+    q, k, v = (sent(functional.linear, signal, W.detach(), F) for signal, W, F in projections)
+    q, k, v = (one.unflatten(-1, (2, 4)).transpose(0, 1) for one in (q, k, v))
+    attended = functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+    F = feedback_of(layer.out_proj).feedback_weight(layer.out_proj.weight).detach()
+    F_out = feedback_of(model, "out").feedback_weight(model.out).detach()
+    attended.backward(delta @ F_out.t() @ F)
+
+    of_query = torch.autograd.grad(model.norm(model.query), model.query, query.grad)[0]
+    assert relative_error(model.query.grad, of_query) <= EXACT
+    assert relative_error(model.below.weight.grad, h.grad.t() @ x) <= EXACT
+    assert verify(model, x).balanced

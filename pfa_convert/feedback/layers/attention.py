@@ -27,4 +27,4 @@ def attention_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
     weights = [arg for arg in args if isinstance(arg, AppliedWeight)]
     inputs = args[len(weights) :]
     applied: list[Any] = [weight for weight in weights if weight.feedback is not None]
-    return run_redirected(nn.MultiheadAttention.forward, applied, [], layer, *inputs, **kwargs)
+    return run_redirected(nn.MultiheadAttention.forward, applied, None, layer, *inputs, **kwargs)

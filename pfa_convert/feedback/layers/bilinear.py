@@ -14,4 +14,4 @@ from pfa_convert.feedback.redirect import run_redirected
 def bilinear_layer(layer: Any, weight: AppliedWeight, input1: Tensor, input2: Tensor) -> Tensor:
     """Return `(*, N_out)` for inputs `(*, N_1)` and `(*, N_2)`; the weight is `(N_out, N_1, N_2)`."""
     applied: list[Any] = [] if weight.feedback is None else [weight]
-    return run_redirected(nn.Bilinear.forward, applied, [], layer, input1, input2)
+    return run_redirected(nn.Bilinear.forward, applied, None, layer, input1, input2)
