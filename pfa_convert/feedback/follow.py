@@ -24,6 +24,7 @@ from pfa_convert.feedback.functions import (
     makes_new_values,
     multiplies,
     plain_name,
+    takes_values_of_first,
 )
 from pfa_convert.feedback.known import KnownTensors
 from pfa_convert.feedback.learned import Learned, Operand
@@ -87,7 +88,7 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
         if func is functional.multi_head_attention_forward:
             with self:
                 return attention_of_plain_calls(*args, **kwargs)
-        tensors = list(tensors_of(args, kwargs))
+        tensors = list(tensors_of(args[:1], {}) if takes_values_of_first(func) else tensors_of(args, kwargs))
         learned = [found for found in map(self.find, tensors) if found is not None]
         if not learned:
             result = func(*args, **kwargs)

@@ -30,6 +30,11 @@ def makes_new_values(func: Any) -> bool:
     return plain_name(func) in _NEW_VALUES
 
 
+def takes_values_of_first(func: Any) -> bool:
+    """Say whether a function takes the values of its first tensor, and of another its shape or kind alone."""
+    return plain_name(func) in _OF_FIRST
+
+
 def multiplies(func: Any) -> bool:
     """Say whether a function is an elementwise product or quotient."""
     return plain_name(func) in _MULTIPLYING
@@ -127,6 +132,7 @@ _RESHAPING = frozenset(
         "repeat",
         "reshape_as",
         "view_as",
+        "expand_as",
         "movedim",
         "moveaxis",
         "stack",
@@ -157,6 +163,7 @@ _SHAPING = (
     | _RESHAPING
     | frozenset(["contiguous", "to", "type_as", "float", "half", "bfloat16", "double", "clone", "cat"])
 )
+_OF_FIRST = frozenset(["to", "type_as", "view_as", "reshape_as", "expand_as"])
 _ELEMENTWISE = frozenset(
     [
         "mul",

@@ -21,7 +21,7 @@ from pfa_convert.graph.arguments import applies_argument
 from pfa_convert.graph.computed import without_memory
 from pfa_convert.graph.handed import arguments_of, merged, outputs, part_of, record_of
 from pfa_convert.graph.layers import own_layer
-from pfa_convert.graph.nodes import function_of
+from pfa_convert.graph.nodes import function_of, inputs_of
 from pfa_convert.graph.notes import Notes
 from pfa_convert.graph.results import Results
 from pfa_convert.graph.signatures import method_of
@@ -81,7 +81,7 @@ class _Flow(Results):
         if node.op == "get_attr":
             written = self.written.get(str(node.target))
             return written or self._read(joined(self._inside, str(node.target)))
-        inputs = [self.given(node, n) for n in node.all_input_nodes]
+        inputs = [self.given(node, n) for n in inputs_of(node)]
         learned = [value for value in inputs if value.learned]
         if node.op == "output":
             return CONSTANT
