@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from pfa_convert.audit.account import Account, draw_up
 from pfa_convert.audit.observer import Observer, Use
 from pfa_convert.feedback.weight import FeedbackWeight
-from pfa_convert.held import held
+from pfa_convert.graph.held import held
 
 MOST_HELD = 10_000
 """So much of what a module's attributes hold is searched for tensors that an earlier run left."""

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pfa_convert.graph.held import held
 from pfa_convert.graph.sites import plain_class
-from pfa_convert.held import held
 
 MOST_HELD = 1000
 """So much of what a module's attributes hold is searched for what a tracing left there."""
