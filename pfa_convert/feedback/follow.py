@@ -99,8 +99,9 @@ class FollowWeights(KnownTensors, TorchFunctionMode):
                 self.forget_constant(args[0])  # a module for which this matters is not compiled
             return result
         product = product_of(func)
-        call = self._written_out(func, args, kwargs)
-        if product is not None:
+        if product is None:
+            call = self._written_out(func, args, kwargs)
+        else:
             call = _Call(func, product, args, kwargs)
         if call is not None:
             weights, multiplied = self._multiplied(call.product, call.args, call.kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from torch import fx, nn
 
@@ -96,6 +96,20 @@ class Results(Notes):
                 self.uses[node].append(Applied(path, f"{product.name}()", layout))
         return Value(paths, mixed=bool(paths), activation=True, layers=layers_of(others))
 
+    def _written_out(self, function: Any, node: fx.Node) -> Value | None:
+        """Return the product whose terms a node sums, multiplied before; None if it does no such thing."""
+        terms = node.args[0] if node.args and is_sum(function) else None
+        if not isinstance(terms, fx.Node):
+            return None
+        dims, multiplied = dims_of(node.args, node.kwargs), self._multiplied.get(terms, [])
+        if not any(may_sum_over(None if v.like is None else v.like.shape, dims) for v in multiplied):
+            return None
+        if terms in self.overwritten:
+            self.writes = True
+            self.use(node, multiplied, TERMS_WRITTEN)
+            return None
+        return self.of_product(written_out(dims), terms)
+
     def of_attention(self, node: fx.Node) -> Value:
         """Note what `multi_head_attention_forward` does with the Parameters that it is given."""
         for argument in (*node.args, *node.kwargs.values()):
@@ -114,14 +128,9 @@ class Results(Notes):
         name = plain_name(function)
         if name in _NO_TENSORS or makes_new_values(function):
             return CONSTANT
-        terms = node.args[0] if node.args and is_sum(function) else None
-        dims = dims_of(node.args, node.kwargs)
-        multiplied = self._multiplied.get(terms, []) if isinstance(terms, fx.Node) else []
-        if any(may_sum_over(None if v.like is None else v.like.shape, dims) for v in multiplied):
-            if terms not in self.overwritten:
-                return self.of_product(written_out(dims), cast(fx.Node, terms))
-            self.writes = True
-            self.use(node, multiplied, TERMS_WRITTEN)
+        product = self._written_out(function, node)
+        if product is not None:
+            return product
         activation = any(value.activation for value in inputs)
         applied = bool(learned) and activation
         if applied and is_multiplication(function) and len(node.args) == 2:
